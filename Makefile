@@ -1,0 +1,12 @@
+# Each target is one line over the real command; see README.md.
+PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: setup demo check check-long bench clean
+setup: ; @sh tools/setup $(PYTHON) $(VENV)
+demo: setup ; @sh tools/demo $(RUN)
+check: setup ; @$(RUN) -m pytest tests
+check-long: setup ; @HYPOTHESIS_PROFILE=long $(RUN) -m pytest tests
+bench: setup ; @$(RUN) -m tests.bench
+clean: ; rm -rf $(VENV) build dist *.egg-info .coverage*

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The values that everything else speaks in."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from storaged_conn.errors import InvalidArgumentError
+
+Value = bool | int | str | tuple[str, ...]
+"""An option's or an information's value. On the bus: b, x, s, as."""
+
+Given = tuple[str, object]
+"""An option as a caller gave it: its D-Bus signature and its value."""
+
+INTEGERS: Final = frozenset("ynqiuxt")
+"""The D-Bus signatures of whole numbers. Source: D-Bus specification, Type System."""
+
+MAX_INTEGER: Final = 2**63 - 1
+"""What an `x` holds."""
+
+MAX_CID_BYTES: Final = 255
+"""Source: NAME_MAX, what users know from file names."""
+
+MAX_URI_BYTES: Final = 4096
+"""Source: PATH_MAX, the longest thing that a URI here can hold."""
+
+MAX_OPTIONS: Final = 64
+"""More options than any scheme knows."""
+
+
+class Lifetime(StrEnum):
+    """How long a managed connection stays registered."""
+
+    PERSISTENT = "persistent"
+    RUNTIME = "runtime"
+    CALLER = "caller"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One real connection's identity: two ids with equal targets share one connection.
+
+    Attributes:
+        uri: canonical, never with a secret.
+        options: what else makes it a different connection, sorted by name.
+    """
+
+    uri: str
+    options: tuple[tuple[str, Value], ...] = ()
+
+    @property
+    def scheme(self) -> str:
+        """The part of the URI before the colon."""
+        return self.uri.partition(":")[0]
+
+    def option(self, name: str) -> Value | None:
+        """Look one option up."""
+        return dict(self.options).get(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What one client asked for: the intent that survives a restart.
+
+    Attributes:
+        owner: the uid that made it.
+        scope: what the lifetime is bound to: nothing for persistent, the boot's id for runtime, the
+            bus's id and the caller's unique name for caller.
+    """
+
+    cid: str
+    uri: str
+    options: Mapping[str, Value] = field(default_factory=dict)
+    owner: int = 0
+    lifetime: Lifetime = Lifetime.PERSISTENT
+    scope: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """The kernel has the connection.
+
+    Attributes:
+        name: the kernel's name for it, unique on this host now, such as `mount-34`.
+        ours: this service made it.
+        responsive: the server answers.
+        info: what `ConnectionInfo` shows.
+    """
+
+    name: str
+    ours: bool
+    responsive: bool = True
+    mountpoint: str = ""
+    devices: tuple[str, ...] = ()
+    info: Mapping[str, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """The kernel does not have the connection."""
+
+
+Observation = Present | Absent | None
+"""What a driver saw; None is unknown, and unknown is never treated as gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A connection that the kernel has and that nobody may have asked us for."""
+
+    uri: str
+    present: Present
+
+
+class Topic(NamedTuple):
+    """Something that a source can have news about, such as ("mount", "/mnt/x")."""
+
+    kind: str
+    name: str
+
+
+def check_cid(cid: str) -> None:
+    """Refuse what cannot be a connection id.
+
+    Raises:
+        InvalidArgumentError: empty, longer than MAX_CID_BYTES, or with a `/`, which only the
+            temporary ids of unmanaged connections have.
+    """
+    if not cid:
+        raise InvalidArgumentError("connection_id is empty; give 1 to 255 bytes")
+    if len(cid.encode()) > MAX_CID_BYTES:
+        raise InvalidArgumentError(f"connection_id is longer than {MAX_CID_BYTES} bytes")
+    if "/" in cid:
+        raise InvalidArgumentError("connection_id contains '/', which is for unmanaged connections")
+
+
+def check_uri(uri: str) -> str:
+    """Refuse what cannot be a URI of any scheme.
+
+    Returns:
+        The scheme, in lower case.
+
+    Raises:
+        InvalidArgumentError: no scheme, too long, a control character, or a user or password.
+    """
+    if len(uri.encode()) > MAX_URI_BYTES:
+        raise InvalidArgumentError(f"uri is longer than {MAX_URI_BYTES} bytes")
+    if not uri.isprintable():
+        raise InvalidArgumentError("uri contains an unprintable character; percent-encode it")
+    scheme, colon, rest = uri.partition(":")
+    if not colon or not scheme or not rest:
+        raise InvalidArgumentError("uri has no scheme; write it as SCHEME:REST")
+    authority = rest[2:].partition("/")[0] if rest.startswith("//") else ""
+    if "@" in authority:
+        raise InvalidArgumentError("uri contains a user or password; give them as options")
+    return scheme.lower()
+
+
+def read_options(
+    given: Mapping[str, Given], known: Mapping[str, str], scheme: str
+) -> dict[str, Value]:
+    """Turn a caller's options into values; unknown names and wrong types never pass silently.
+
+    Args:
+        given: name to (D-Bus signature, value).
+        known: name to the signature that it must have; where `x` is wanted, every integer type
+            that fits is taken.
+        scheme: for the message.
+
+    Raises:
+        InvalidArgumentError: it names the option.
+    """
+    if len(given) > MAX_OPTIONS:
+        raise InvalidArgumentError(f"options: more than {MAX_OPTIONS} are given")
+    return {name: _read_option(name, one, known, scheme) for name, one in given.items()}
+
+
+def _read_option(name: str, given: Given, known: Mapping[str, str], scheme: str) -> Value:
+    wanted = known.get(name)
+    if wanted is None:
+        names = ", ".join(sorted(known))
+        raise InvalidArgumentError(f"options: {name!r} is unknown to {scheme}; it knows {names}")
+    signature, value = given
+    match value:
+        case bool() | str() if signature == wanted:
+            return value
+        case int() if wanted == "x" and signature in INTEGERS and value <= MAX_INTEGER:
+            return value
+        case list() if signature == wanted == "as":
+            return tuple(str(item) for item in value)
+    raise InvalidArgumentError(f"options: {name!r} must be of type {wanted}, not {signature}")

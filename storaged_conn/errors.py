@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Every expected failure, with its name on D-Bus, its number for `lastError`, and its reason.
+
+    ConnError
+      RequestError        the caller is wrong; nothing was changed
+        InvalidArgumentError  NotFoundError  AlreadyExistsError  NotAuthorizedError
+        LimitExceededError  NotSupportedError
+      AttemptError        the world said no, to one attempt of one connection
+        TemporaryError    the next attempt may succeed:  waiting
+          MissingError  UnreachableError  TimedOutError  BusyError  TroubleError
+        PermanentError    the same answer would come again, until something changes:  failed
+          RefusedError  AuthenticationError  UnusableError  InternalError
+      StoreError          the records cannot be kept or read
+
+Anything else is a bug. Numbers and names are API: never reuse or renumber one.
+A message says what happened, then what to do, and never holds a secret.
+"""
+
+from typing import ClassVar
+
+ERROR_PREFIX = "org.storage.Connection.Error."
+
+
+class ConnError(Exception):
+    """An expected failure: `name` and `code` are stable, the text is for people."""
+
+    name: ClassVar[str]
+    code: ClassVar[int]
+
+    @property
+    def dbus_name(self) -> str:
+        """The error name that a caller on the bus sees."""
+        return ERROR_PREFIX + self.name
+
+
+class RequestError(ConnError):
+    """The caller is wrong, and nothing was changed."""
+
+
+class InvalidArgumentError(RequestError):
+    """An argument is malformed, unknown or of the wrong type; the message names it."""
+
+    name = "InvalidArgument"
+    code = 1
+
+
+class NotFoundError(RequestError):
+    """No connection has this id."""
+
+    name = "NotFound"
+    code = 2
+
+
+class AlreadyExistsError(RequestError):
+    """The connection id is in use."""
+
+    name = "AlreadyExists"
+    code = 3
+
+
+class NotAuthorizedError(RequestError):
+    """The caller may not do this."""
+
+    name = "NotAuthorized"
+    code = 4
+
+
+class LimitExceededError(RequestError):
+    """A documented limit would be exceeded."""
+
+    name = "LimitExceeded"
+    code = 5
+
+
+class NotSupportedError(RequestError):
+    """This service or this scheme cannot do that."""
+
+    name = "NotSupported"
+    code = 6
+
+
+class AttemptError(ConnError):
+    """The world said no; `reason` is what `StateReason` will say."""
+
+    reason: ClassVar[str]
+
+
+class TemporaryError(AttemptError):
+    """The next attempt may succeed."""
+
+
+class MissingError(TemporaryError):
+    """The directory, device or image is not there (yet)."""
+
+    name = "Missing"
+    code = 20
+    reason = "not-found"
+
+
+class UnreachableError(TemporaryError):
+    """The server cannot be reached."""
+
+    name = "Unreachable"
+    code = 21
+    reason = "server-unreachable"
+
+
+class TimedOutError(TemporaryError):
+    """No answer came within the documented time."""
+
+    name = "TimedOut"
+    code = 22
+    reason = "timed-out"
+
+
+class BusyError(TemporaryError):
+    """Somebody else uses what this needs."""
+
+    name = "Busy"
+    code = 23
+    reason = "busy"
+
+
+class TroubleError(TemporaryError):
+    """An attempt failed in a way that has no better name; the message has the tool's words."""
+
+    name = "Failed"
+    code = 24
+    reason = "attempt-failed"
+
+
+class PermanentError(AttemptError):
+    """The same answer would come again."""
+
+
+class RefusedError(PermanentError):
+    """The server or the kernel refuses this."""
+
+    name = "Refused"
+    code = 40
+    reason = "refused"
+
+
+class AuthenticationError(PermanentError):
+    """The credentials are wrong or missing."""
+
+    name = "AuthenticationFailed"
+    code = 41
+    reason = "authentication"
+
+
+class UnusableError(PermanentError):
+    """This machine lacks what it takes: a kernel module, a tool, an enabled driver."""
+
+    name = "Unusable"
+    code = 42
+    reason = "not-usable"
+
+
+class InternalError(PermanentError):
+    """A defect of this service, contained to one connection; the journal has the details."""
+
+    name = "Internal"
+    code = 43
+    reason = "internal-error"
+
+
+class StoreError(ConnError):
+    """The records cannot be read or made durable."""
+
+    name = "StoreFailed"
+    code = 60
