@@ -62,3 +62,8 @@ class Allowance:
             return (1 - self.tokens) / REFILL
         self.tokens -= 1
         return 0.0
+
+    def spend(self, now: float) -> None:
+        """Count an attempt that nothing may hold back; a token that is missing is not owed."""
+        if self.take(now):
+            self.tokens = 0.0

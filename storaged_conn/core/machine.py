@@ -48,7 +48,8 @@ What the table cannot say, and `_enter` does:
 - What was not made by us is not ours to end: a transition to DISCONNECTING of a connection that
   was only adopted goes to ABSENT instead.
 - Events start attempts at once, but not without bound: when the allowance is spent, a transition to
-  CONNECTING goes to WAITING instead, until there is an allowance again.
+  CONNECTING goes to WAITING instead, until there is an allowance again, and never for longer than
+  it would have waited without the event.
 - A command is started on entry of its state, except where its state is entered back from the
   neighbour that waits for the same answer (WITHDRAWING and RETURNING): that operation still runs.
 """
@@ -56,6 +57,7 @@ What the table cannot say, and `_enter` does:
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from math import inf
 from typing import Final
 
 from storaged_conn.core.backoff import REFUSED_WAIT, Allowance, spread, wait_seconds
@@ -134,12 +136,16 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Stalled:
-    """The kernel has the connection, and the server does not answer."""
+    """The kernel has the connection, and the server does not answer; `ours` as in Connected."""
+
+    ours: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """The server answers again on the connection that the kernel kept."""
+    """The server answers again on what the kernel has; `ours` as in Connected."""
+
+    ours: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,10 +348,10 @@ class Machine:
         new = TRANSITIONS[self.state].get(type(event))
         if new is None:
             raise WrongStateError(f"{type(event).__name__} in {self.state.name}")
+        if isinstance(event, (Connected, Found, Stalled, Recovered)):
+            self.ours = event.ours  # another may stand where ours stood, in any state
         if new is self.state:
             return None
-        if isinstance(event, (Connected, Found)):
-            self.ours = event.ours
         self._count(event)
         return self._enter(new, event, now)
 
@@ -357,7 +363,7 @@ class Machine:
                 self.reconnects += self._lost and bool(self.holders)
                 self._failures, self._lost = 0, False
             case Lost():
-                self._lost = True
+                self._failures, self._lost = 0, True
             case Wanted() | Unwanted() | Disconnected():
                 self._failures, self._lost = 0, False
             case _:
@@ -365,13 +371,13 @@ class Machine:
 
     def _enter(self, new: State, event: Event, now: float) -> Command | None:
         running = None if isinstance(event, ANSWERS) else IN_FLIGHT.get(self.state)
-        self.deadline = None
+        due, self.deadline = self.deadline, None
         if new is State.DISCONNECTING and running is None and not self.ours:
             new = State.ABSENT
-        elif new is State.CONNECTING and isinstance(event, (Hint, Lost)):
-            pause = self._allowance.take(now)
+        elif new is State.CONNECTING:
+            pause = self._hold_back(event, now)
             if pause:
-                new, self.deadline = State.WAITING, now + pause
+                new, self.deadline = State.WAITING, min(now + pause, due or inf)
         elif new in {State.WAITING, State.STUCK}:
             self.deadline = now + wait_seconds(self._failures, self.jitter)
         elif new is State.FAILED:
@@ -380,3 +386,13 @@ class Machine:
         command = None if running else ON_ENTRY.get(new)
         self.attempts += command is Command.CONNECT
         return command
+
+    def _hold_back(self, event: Event, now: float) -> float:
+        match event:
+            case Hint() | Lost():
+                return self._allowance.take(now)
+            case TimerExpired():
+                self._allowance.spend(now)
+            case _:
+                pass
+        return 0

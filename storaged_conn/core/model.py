@@ -11,6 +11,8 @@ from storaged_conn.errors import InvalidArgumentError
 Value = bool | int | str | tuple[str, ...]
 """An option's or an information's value. On the bus: b, x, s, as."""
 
+SIGNATURES: Final[Mapping[type, str]] = {bool: "b", int: "x", str: "s", tuple: "as"}
+
 Given = tuple[str, object]
 """An option as a caller gave it: its D-Bus signature and its value."""
 

@@ -26,10 +26,10 @@ def reconcile(state: State, observed: Observation, *, hint: bool) -> Event | Non
     if state in IN_FLIGHT:
         return None  # the operation's own answer decides
     match observed:
-        case Present(responsive=False) if state in UP:
-            return Stalled()
-        case Present() if state is State.UNRESPONSIVE:
-            return Recovered()
+        case Present(responsive=False, ours=ours) if state in UP:
+            return Stalled(ours)
+        case Present(ours=ours) if state is State.UNRESPONSIVE:
+            return Recovered(ours)
         case Present(ours=ours):
             return Found(ours)
         case Absent() if state in UP or state is State.STUCK:
