@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What must survive a restart: who manages what. One SQLite file, written by one thread.
+
+A change is durable when its awaitable returns: in WAL mode with synchronous=EXTRA every commit ends
+with an fsync of the log, and of the directory where the log is new, and a transaction that was cut
+off is not there afterwards (sqlite.org/wal.html, sqlite.org/pragma.html#pragma_synchronous). While
+one commit waits for the disk, the changes that come meanwhile gather, and go into the next one.
+
+A file that is not ours, not whole or newer than this program is refused and stays as it is, byte by
+byte: it is checked, and all records are read, before anything is opened for writing. Against a
+second daemon SQLite's own lock would come too late; a lock on the directory comes before all else.
+"""
+
+import asyncio
+import fcntl
+import json
+import os
+import sqlite3
+import stat
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from storaged_conn.core.model import Lifetime, Record, Value
+from storaged_conn.errors import StoreError
+
+FORMAT: Final = 1
+"""The `user_version` of the file; a change that older programs would misread counts it up."""
+
+APPLICATION: Final = int.from_bytes(b"StoC")
+"""The `application_id` of the file. Source: sqlite.org/pragma.html#pragma_application_id."""
+
+MAX_PENDING: Final = 1024
+"""Changes that wait for the disk; a commit of so many takes some 10 ms, as long as its fsync."""
+
+_CREATE: Final = f"""
+BEGIN;
+PRAGMA application_id = {APPLICATION};
+PRAGMA user_version = {FORMAT};
+CREATE TABLE record (
+    cid TEXT NOT NULL PRIMARY KEY,
+    uri TEXT NOT NULL,
+    options TEXT NOT NULL,
+    owner INTEGER NOT NULL,
+    lifetime TEXT NOT NULL,
+    scope TEXT NOT NULL
+) WITHOUT ROWID;
+COMMIT;
+PRAGMA journal_mode = WAL;
+"""
+_KEEP: Final = "restore it from a backup, or move it away to begin without any connection"
+_FREE: Final = "end what else has it open, make it writable and give it room, then try again"
+
+
+class Store:
+    """The records, durable."""
+
+    def __init__(self, path: Path) -> None:
+        self._database = _Database(path)
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._room = asyncio.Semaphore(MAX_PENDING)
+        self._pending: list[_Change] = []
+        self._committing = False
+
+    def open(self) -> list[Record]:
+        """Read all records, creating the file where it is missing. It blocks: call it first of all.
+
+        Raises:
+            StoreError: it is not readable, not ours or in use; nothing was changed.
+        """
+        return self._database.open()
+
+    async def add(self, record: Record) -> None:
+        """Keep a record, in place of the one with the same id.
+
+        Once begun it is done, also when the caller is cancelled, and in the order of the calls.
+
+        Raises:
+            StoreError: it could not be made durable, and was not kept.
+        """
+        await self._change("REPLACE INTO record VALUES (?, ?, ?, ?, ?, ?)", _row(record))
+
+    async def remove(self, cid: str) -> None:
+        """Forget the record of this id, if there is one; as `add`.
+
+        Raises:
+            StoreError: it could not be made durable, and the record is still kept.
+        """
+        await self._change("DELETE FROM record WHERE cid = ?", (cid,))
+
+    def close(self) -> None:
+        """Finish what was begun, and wait for it."""
+        if self._pending:
+            self._commit()
+        self._thread.submit(self._database.close).result()
+        self._thread.shutdown()
+
+    async def _change(self, sql: str, row: tuple[str | int, ...]) -> None:
+        await self._room.acquire()
+        done = asyncio.get_running_loop().create_future()
+        self._pending.append(_Change(sql, row, done))
+        if not self._committing:
+            self._commit()
+        await done
+
+    def _commit(self) -> None:
+        batch, self._pending = self._pending, []
+        self._committing = True
+        loop = asyncio.get_running_loop()
+        job = loop.run_in_executor(self._thread, self._database.apply, batch)
+        job.add_done_callback(lambda job: self._committed(batch, job.exception()))
+
+    def _committed(self, batch: Sequence["_Change"], error: BaseException | None) -> None:
+        self._committing = False
+        for change in batch:
+            self._room.release()
+            if change.done.cancelled():
+                continue
+            if error is None:
+                change.done.set_result(None)
+            else:
+                change.done.set_exception(error)
+        if self._pending:
+            self._commit()
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    sql: str
+    row: tuple[str | int, ...]
+    done: asyncio.Future[None]
+
+
+class _Database:
+    """The file, without asyncio; after `open` only the thread of the store touches it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stack = ExitStack()
+        self._connection: sqlite3.Connection
+
+    def open(self) -> list[Record]:
+        with ExitStack() as stack:
+            directory = _lock_directory(self._path.parent, stack)
+            if not os.path.lexists(self._path):
+                self._create(directory)
+            _check_file(self._path)
+            records = self._read()
+            self._connection = self._connect(stack)
+            self._stack = stack.pop_all()
+            return records
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def apply(self, changes: Sequence[_Change]) -> None:
+        """Make all the changes durable, or none of them."""
+        with _explained(f"{self._path} cannot be written", _FREE):
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                for change in changes:
+                    self._connection.execute(change.sql, change.row)
+                self._connection.execute("COMMIT")
+            finally:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+
+    def _create(self, directory: int) -> None:
+        """Make the file under another name first, so that a crash cannot leave half of it."""
+        draft = self._path.with_name(self._path.name + ".new")
+        with _explained(f"{self._path} cannot be created", _FREE):
+            draft.unlink(missing_ok=True)
+            os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            with closing(sqlite3.connect(draft, isolation_level=None)) as connection:
+                connection.executescript(_CREATE)
+            draft.rename(self._path)
+            os.fsync(directory)
+
+    def _read(self) -> list[Record]:
+        """Check and read the file through a connection that cannot write to it.
+
+        A log that a crash left is read too, which takes an index beside it that SQLite would leave
+        behind (sqlite.org/wal.html#read_only_databases). Where there is none, `immutable` keeps
+        SQLite from creating one.
+        """
+        _, log, index = _with_companions(self._path)
+        logged = log.exists() and log.stat().st_size > 0
+        uri = f"{self._path.absolute().as_uri()}?mode=ro&immutable={int(not logged)}"
+        indexed = index.exists()
+        with _explained(f"{self._path} cannot be read", _KEEP):
+            try:
+                with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
+                    _check_content(connection, self._path)
+                    rows = connection.execute("SELECT * FROM record")
+                    return [_record(row, self._path) for row in rows]
+            finally:
+                if index.exists() and not indexed:
+                    index.unlink()
+
+    def _connect(self, stack: ExitStack) -> sqlite3.Connection:
+        with _explained(f"{self._path} cannot be opened for writing", _FREE):
+            connection = sqlite3.connect(
+                self._path, isolation_level=None, check_same_thread=False, timeout=0
+            )
+            stack.callback(connection.close)
+            # Before the first access, so that the log's index is in memory (sqlite.org/wal.html).
+            connection.executescript("PRAGMA locking_mode = EXCLUSIVE; PRAGMA synchronous = EXTRA")
+            connection.executescript("BEGIN IMMEDIATE; ROLLBACK")
+            return connection
+
+
+@contextmanager
+def _explained(what: str, advice: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise StoreError(f"{what}: {error}; {advice}") from error
+
+
+def _with_companions(path: Path) -> tuple[Path, Path, Path]:
+    """Name the file, its log and its log's index. Source: sqlite.org/wal.html."""
+    return path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")
+
+
+def _lock_directory(path: Path, stack: ExitStack) -> int:
+    with _explained(f"{path} cannot be used", "make it a directory of this service alone"):
+        if not path.exists():
+            path.mkdir(0o700)
+            os.fsync(_open_directory(path.parent, stack))
+        directory = _open_directory(path, stack)
+        status, uid = os.fstat(directory), os.geteuid()
+        if status.st_uid != uid or status.st_mode & 0o022:
+            raise StoreError(f"{path} can be changed by others; give it to uid {uid} with mode 700")
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(f"{path} is in use; stop the other storaged-connd first") from None
+    return directory
+
+
+def _open_directory(path: Path, stack: ExitStack) -> int:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    stack.callback(os.close, directory)
+    return directory
+
+
+def _check_file(path: Path) -> None:
+    uid = os.geteuid()
+    for one in filter(os.path.lexists, _with_companions(path)):
+        status = one.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != uid:
+            raise StoreError(f"{one} is not a regular file of uid {uid}; see who put it there")
+        if status.st_mode & 0o077:
+            raise StoreError(f"{one} is accessible to others; look into it, then chmod it to 600")
+    if not path.stat().st_size:
+        raise StoreError(f"{path} is empty; {_KEEP}")  # SQLite would delete its log
+
+
+def _check_content(connection: sqlite3.Connection, path: Path) -> None:
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    if application != APPLICATION:
+        raise StoreError(f"{path} belongs to another program; {_KEEP}")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version != FORMAT:
+        raise StoreError(
+            f"{path} has format {version}, and this version knows {FORMAT}; install the version"
+            " that wrote it, or move it away to begin without any connection"
+        )
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise StoreError(f"{path} is damaged: {verdict}; {_KEEP}")
+
+
+def _row(record: Record) -> tuple[str | int, ...]:
+    options = json.dumps(dict(record.options))  # a tuple becomes an array
+    owner, lifetime, scope = record.owner, record.lifetime.value, record.scope
+    return record.cid, record.uri, options, owner, lifetime, scope
+
+
+def _record(row: tuple[str, str, str, int, str, str], path: Path) -> Record:
+    cid, uri, options, owner, lifetime, scope = row
+    if tuple(map(type, row)) != (str, str, str, int, str, str):
+        raise StoreError(f"{path} has a column of the wrong type at {cid!r}; {_KEEP}")
+    try:
+        values = {name: _value(value) for name, value in json.loads(options).items()}
+        return Record(cid, uri, values, owner, Lifetime(lifetime), scope)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise StoreError(f"{path} has an unreadable record, {cid!r}: {error}; {_KEEP}") from error
+
+
+def _value(value: object) -> Value:
+    match value:
+        case bool() | int() | str():
+            return value
+        case list() if all(isinstance(item, str) for item in value):
+            return tuple(value)
+    raise ValueError(f"no option has the value {value!r}")

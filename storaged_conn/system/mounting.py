@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Mounts by mount(8) in a child that can be killed, and makes its answers errors of ours.
+
+The child is mount_child.py, which says how a place is reached and what is refused. Every mount gets
+`nosuid,nodev`, last, so that no option before them undoes them (CVE-2025-6019).
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from storaged_conn.errors import (
+    AttemptError,
+    BusyError,
+    MissingError,
+    RefusedError,
+    TroubleError,
+    UnusableError,
+)
+from storaged_conn.system import mount_child
+from storaged_conn.system.run import Result, run
+
+DEADLINE: Final = 90.0
+"""Seconds to mount or unmount: a journal is replayed, caches are written back.
+Source: systemd-system.conf(5), DefaultTimeoutStartSec=, what a mount unit has."""
+
+CHECK_DEADLINE: Final = 10.0
+"""Seconds to look at a source and a place; a server's time-out is not waited for."""
+
+FORCED: Final = ("nosuid", "nodev")
+"""What every mount gets, whatever was asked for."""
+
+_MAX_WORDS: Final = 300
+"""Characters of a tool's message that are kept: a line or two."""
+
+_NOISE: Final = "dmesg(1) may have more information"
+
+_CHILD: Final = str(Path(mount_child.__file__))
+
+_OWN: Final[dict[int, type[AttemptError]]] = {
+    mount_child.MISSING: MissingError,
+    mount_child.REFUSED: RefusedError,
+    mount_child.BUSY: BusyError,
+    mount_child.TROUBLE: TroubleError,
+    mount_child.UNUSABLE: UnusableError,
+}
+
+_WORDS: Final[tuple[tuple[str, type[AttemptError], str], ...]] = (
+    ("does not exist", MissingError, "it is taken up when it is there"),
+    ("Can't lookup blockdev", MissingError, "it is taken up when it is there"),
+    ("unknown filesystem type", UnusableError, "install what brings it"),
+    ("might need a /sbin/mount", UnusableError, "install what brings it"),
+    ("target is busy", BusyError, "see fuser(1) for who uses it"),
+    ("mount point busy", BusyError, "unmount it there first"),
+    ("already mounted", BusyError, "unmount it there first"),
+    ("Can't open blockdev", BusyError, "see what else uses the device"),
+    ("wrong fs type", RefusedError, "check what is on it, the type and the mount-options"),
+    ("Unknown parameter", RefusedError, "check the mount-options"),
+    ("not a block device", RefusedError, "name a block device or an image"),
+    ("must be superuser", RefusedError, "run the service as root"),
+)
+"""What the tools say, what it means, and what to do.
+Source: util-linux 2.38.1 and 2.41, as captured in tests/data/mount-*."""
+
+_USAGE: Final = 1
+"""The exit status for a wrong invocation or a lack of permission. Source: mount(8), Exit status."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A mount point.
+
+    Attributes:
+        root: a directory that the administrator vouches for.
+        path: the rest of the way, without a leading slash.
+    """
+
+    root: str
+    path: str
+
+    @property
+    def target(self) -> str:
+        """The whole path."""
+        return f"{self.root.rstrip('/')}/{self.path}"
+
+
+async def mount(source: str, fstype: str, options: Sequence[str], place: Place) -> None:
+    """Mount a file system.
+
+    Raises:
+        AttemptError: it is not mounted; TimedOutError: it may be, look.
+    """
+    flags = ",".join((*options, *FORCED))
+    await _child(DEADLINE, "mount", place.root, place.path, fstype, flags, source)
+
+
+async def bind(source: str, place: Place, *, read_only: bool) -> None:
+    """Mount a directory in a second place, without what is mounted below it.
+
+    Raises:
+        AttemptError: it is not mounted; TimedOutError: it may be, look.
+    """
+    flags = ",".join((*(["ro"] if read_only else []), *FORCED))
+    await _child(DEADLINE, "bind", place.root, place.path, flags, source)
+
+
+async def unmount(place: Place, mount_id: int) -> None:
+    """Unmount what has this id; never by force, and never what somebody still uses.
+
+    Raises:
+        AttemptError: it is still mounted; TimedOutError: it may be, look.
+    """
+    await _child(DEADLINE, "umount", place.root, place.path, str(mount_id))
+
+
+async def check(source: str, fstype: str, place: Place) -> None:
+    """Find out what would stop a mount, or without a type a bind mount, and change nothing.
+
+    Raises:
+        AttemptError: that would.
+    """
+    await _child(CHECK_DEADLINE, "check", place.root, place.path, fstype, source)
+
+
+async def _child(deadline: float, verb: str, *arguments: str) -> None:
+    argv = [sys.executable, "-I", "-S", _CHILD, verb, *arguments]
+    result = await run(argv, deadline=deadline)
+    if result.returncode:
+        raise explain(result)
+
+
+def explain(result: Result) -> AttemptError:
+    """Make an error of how mount(8), umount(8) or the child ended."""
+    words = _last_words(result)
+    if own := _OWN.get(result.returncode):
+        return own(words)
+    for fragment, error, advice in _WORDS:
+        if fragment in words:
+            return error(f"{words}; {advice}")
+    if result.returncode == _USAGE:
+        return RefusedError(f"{words}; check the mount-options")
+    return TroubleError(f"{words}; the kernel's log may say more")
+
+
+def _last_words(result: Result) -> str:
+    lines = (line.strip() for line in result.stderr.splitlines() if _NOISE not in line)
+    text = " ".join("".join(filter(str.isprintable, line)) for line in lines if line)
+    text = text.replace(": .: ", ": ").rstrip(".")
+    return text[-_MAX_WORDS:] or f"mount ended with status {result.returncode}"
