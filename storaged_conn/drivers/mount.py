@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What all mounts have in common: where they go, whose they are, how they come and go.
+
+A mount of ours is at `mnt/KEY` in the runtime directory, or at the option `mountpoint` below one of
+the configured roots. The table of mounts is the truth about what is there; the marks say what of it
+is ours, and nothing else is ever unmounted. Without `mountpoint`, a mount of the same storage that
+somebody else made will do, and is adopted as it is.
+"""
+
+import hashlib
+import json
+import os
+import posixpath
+import stat
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Final
+from urllib.parse import unquote_to_bytes
+
+from storaged_conn.core.model import Absent, Observation, Present, Target, Topic, Value
+from storaged_conn.drivers.base import Driver
+from storaged_conn.drivers.marks import PLANNED, Marks
+from storaged_conn.errors import (
+    AttemptError,
+    BusyError,
+    InvalidArgumentError,
+    TimedOutError,
+    TroubleError,
+)
+from storaged_conn.system.mountinfo import Mount, MountTable
+from storaged_conn.system.mounting import FORCED, Place, unmount
+
+MAX_PATH: Final = 4095
+"""Bytes. Source: PATH_MAX of limits.h, without the NUL."""
+
+MAX_NAME: Final = 255
+"""Bytes. Source: NAME_MAX of limits.h."""
+
+
+class MountDriver(Driver):
+    """Connects storage by mounting it."""
+
+    options: ClassVar[Mapping[str, str]] = {"mountpoint": "s", "read-only": "b"}
+
+    def __init__(self, table: MountTable, runtime_dir: Path, roots: Sequence[Path]) -> None:
+        """Take up what is ours from before.
+
+        Args:
+            table: kept up to date by whoever watches it.
+            runtime_dir: emptied at boot; absolute.
+            roots: where `mountpoint` may be; absolute. Whatever is above them is vouched for.
+
+        Raises:
+            OSError: the runtime directory cannot be used.
+        """
+        self.table = table
+        self._own_root = runtime_dir / "mnt"
+        self._roots = sorted(map(str, roots), key=len, reverse=True)
+        self._marks = Marks(runtime_dir / "ours" / type(self).__name__)
+        self._own_root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._own_root.chmod(0o755)  # past the umask: others must get through to the mounts
+
+    # what differs
+
+    @abstractmethod
+    def matches(self, target: Target, mount: Mount) -> bool:
+        """Say whether this mount shows this storage, whoever mounted it."""
+
+    @abstractmethod
+    async def attach(self, target: Target, place: Place) -> None:
+        """Mount it there.
+
+        Raises:
+            AttemptError: it is not mounted; TimedOutError: it may be, look.
+        """
+
+    def candidates(self, target: Target) -> Iterator[Mount]:
+        """Give the mounts elsewhere that would do, whoever made them."""
+        yield from ()
+
+    # what is the same
+
+    def topics(self, target: Target) -> frozenset[Topic]:
+        """See Driver."""
+        return frozenset({Topic("mount", self.place(target).target)})
+
+    async def observe(self, target: Target) -> Observation:
+        """See Driver; looks the table up as it was read last."""
+        return self.look_up(target)
+
+    async def connect(self, target: Target) -> Present:
+        """See Driver."""
+        self.table.refresh()
+        found = self.look_up(target)
+        if isinstance(found, Present):
+            return found
+        place = self.place(target)
+        await self._clear(target, place)
+        key = key_of(target)
+        self._marks.plan(key)
+        try:
+            await self.attach(target, place)
+        except AttemptError:
+            if not self._came_about(key, place):  # a time-out may come just after the mount
+                raise
+        return self._confirm(key, place)
+
+    async def disconnect(self, target: Target, present: Present | None) -> None:
+        """See Driver; what others mounted stays, and so does what others still use."""
+        self.table.refresh()
+        place = self.place(target)
+        mount = self._own(target, place)
+        if mount:
+            await self._detach(target, place, mount)
+        elif self._is_hidden(target):
+            raise BusyError(f"{place.target}: our mount is hidden by another; unmount that one")
+        self._marks.drop(key_of(target))
+
+    def look_up(self, target: Target) -> Observation:
+        """Find the storage in the table as it was read last."""
+        if self.table.mounts is None:
+            return None
+        place = self.place(target)
+        mount = self.table.at(place.target)
+        if mount and self._is_own(target, mount):
+            return self.present(mount, ours=True) if self._is_sound(target, mount) else Absent()
+        if mount and self.matches(target, mount):
+            return self.present(mount, ours=False)
+        if not target.option("mountpoint"):
+            for other in self.candidates(target):
+                if self.is_seen(other) and not self._marks.has(other):
+                    return self.present(other, ours=False)
+        return Absent()
+
+    def present(self, mount: Mount, *, ours: bool | None = None) -> Present:
+        """Describe a mount; whose it is, the marks know where it is not said."""
+        flags = (*mount.options, *mount.super_options)
+        info: dict[str, Value] = {
+            "fstype": mount.fstype,
+            "source": mount.names[-1],
+            "options": tuple(dict.fromkeys(flags)),
+            "readOnly": mount.read_only,
+        }
+        return Present(
+            f"mount-{mount.id}",
+            ours=self._marks.has(mount) if ours is None else ours,
+            mountpoint=mount.target,
+            devices=tuple(filter(_is_device, mount.names)),
+            info=info,
+        )
+
+    def place(self, target: Target) -> Place:
+        """Say where a target is mounted if we mount it."""
+        point = target.option("mountpoint")
+        if isinstance(point, str):
+            root = next(root for root in self._roots if _is_below(point, root))
+            return Place(root, point[len(root.rstrip("/")) + 1 :])
+        return Place(str(self._own_root), key_of(target))
+
+    def is_seen(self, mount: Mount) -> bool:
+        """Say whether nothing is mounted over it."""
+        return self.table.at(mount.target) is mount
+
+    def is_ours_by_place(self, mount: Mount) -> bool:
+        """Say whether it is where nobody but us mounts."""
+        return _is_below(mount.target, str(self._own_root))
+
+    def read_common(self, options: Mapping[str, Value]) -> dict[str, Value]:
+        """Check the options that all mounts have, and leave out what is the default.
+
+        Raises:
+            InvalidArgumentError: it names the option.
+        """
+        common: dict[str, Value] = {}
+        if "mountpoint" in options:
+            common["mountpoint"] = self._read_mountpoint(str(options["mountpoint"]))
+        if options.get("read-only"):
+            common["read-only"] = True
+        return common
+
+    def _read_mountpoint(self, point: str) -> str:
+        if not point.startswith("/") or posixpath.normpath(point) != point:
+            raise InvalidArgumentError(
+                "options: 'mountpoint' must be an absolute path without '.', '..' and double or"
+                " trailing slashes"
+            )
+        _check_text(point, "options: 'mountpoint'")
+        if any(len(name.encode()) > MAX_NAME for name in point.split("/")):
+            raise InvalidArgumentError(f"options: 'mountpoint' has a name over {MAX_NAME} bytes")
+        if not any(_is_below(point, root) for root in self._roots):
+            allowed = ", ".join(sorted(self._roots)) or "no directory"
+            raise InvalidArgumentError(f"options: 'mountpoint' must be a path below {allowed}")
+        return point
+
+    def _own(self, target: Target, place: Place) -> Mount | None:
+        """Give what is at the place if it is ours, in whatever condition.
+
+        Raises:
+            TroubleError: the table cannot be read.
+        """
+        if self.table.mounts is None:
+            raise TroubleError("the table of mounts cannot be read; see that /proc is mounted")
+        mount = self.table.at(place.target)
+        return mount if mount and self._is_own(target, mount) else None
+
+    def _is_own(self, target: Target, mount: Mount) -> bool:
+        mark = self._marks.get(key_of(target))
+        if mark is PLANNED:  # a crash or a time-out came between: whatever is there now is it
+            return self.is_ours_by_place(mount) or self.matches(target, mount)
+        return mark is not None and mark.is_of(mount)
+
+    def _is_sound(self, target: Target, mount: Mount) -> bool:
+        """Say whether what is ours was finished, and still shows what it did."""
+        mark = self._marks.get(key_of(target))
+        if mark is None or mark is PLANNED:
+            return not mount.deleted and set(FORCED) <= set(mount.options)
+        return mount.root == mark.root
+
+    def _is_hidden(self, target: Target) -> bool:
+        mark = self._marks.get(key_of(target))
+        mounts = self.table.mounts or {}
+        return mark is not None and any(mark.is_of(mount) for mount in mounts.values())
+
+    async def _clear(self, target: Target, place: Place) -> None:
+        """Make the place free of what is ours and unfit for use.
+
+        Raises:
+            BusyError: it is not ours, or still in use.
+        """
+        mount = self._own(target, place)
+        if mount:
+            await self._detach(target, place, mount)
+        elif other := self.table.at(place.target):
+            raise BusyError(
+                f"{place.target}: {other.names[-1]!r} is mounted there; unmount it, or choose"
+                " another mountpoint"
+            )
+
+    async def _detach(self, target: Target, place: Place, mount: Mount) -> None:
+        try:
+            await unmount(place, mount.id)
+        except TimedOutError:
+            self.table.refresh()
+            if self._own(target, place):
+                raise
+        self.table.refresh()
+        if self._own(target, place):
+            raise BusyError(f"{place.target} is mounted more than once; it is unmounted again")
+
+    def _came_about(self, key: str, place: Place) -> bool:
+        self.table.refresh()
+        mount = self.table.at(place.target)
+        if mount is None and self.table.mounts is not None:
+            self._marks.drop(key)
+        return mount is not None and set(FORCED) <= set(mount.options)
+
+    def _confirm(self, key: str, place: Place) -> Present:
+        self.table.refresh()
+        mount = self.table.at(place.target)
+        if mount is None:
+            raise TroubleError(f"{place.target}: mounted, and not in the table; is it hidden?")
+        self._marks.keep(key, mount)
+        return self.present(mount, ours=True)
+
+
+def key_of(target: Target) -> str:
+    """Give a target's name in the runtime directory: always the same, and never another's."""
+    text = json.dumps([target.uri, target.options])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def decode(quoted: str, what: str) -> str:
+    """Undo the percent-encoding of the part of a URI that is a path or a name.
+
+    Raises:
+        InvalidArgumentError: it has a query or a fragment, or is no path and no name.
+    """
+    if "?" in quoted or "#" in quoted:
+        raise InvalidArgumentError("uri: write '?' as %3F and '#' as %23")
+    text = os.fsdecode(unquote_to_bytes(quoted))
+    _check_text(text, what)
+    return text
+
+
+def straighten(path: str) -> str:
+    """Write an absolute path in the one way without '.', '..' and needless slashes."""
+    return posixpath.normpath(f"/{path.lstrip('/')}")
+
+
+def _check_text(text: str, what: str) -> None:
+    if not text or len(os.fsencode(text)) > MAX_PATH:
+        raise InvalidArgumentError(f"{what} must have 1 to {MAX_PATH} bytes")
+    if any(character < " " or character == "\x7f" for character in text):
+        raise InvalidArgumentError(f"{what} contains a control character")
+
+
+def _is_below(path: str, root: str) -> bool:
+    return path != root and path.startswith(f"{root.rstrip('/')}/")
+
+
+def _is_device(name: str) -> bool:
+    """Say whether it is the node of a block device; following no link, this cannot block."""
+    try:
+        return name.startswith("/dev/") and stat.S_ISBLK(os.lstat(name).st_mode)
+    except OSError:
+        return False
