@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""storaged-connd: arguments, logging, and the event loop."""
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from storaged_conn.bus.connection import BusLostError
+from storaged_conn.daemon import Daemon, NameTakenError, Settings
+from storaged_conn.errors import StoreError
+
+logger = logging.getLogger("storaged_conn")
+
+EXIT_FAILURE: Final = 1
+EXIT_STORE: Final = 78
+"""Source: sysexits.h, EX_CONFIG; the unit does not restart the service for it."""
+
+MOUNT_ROOTS: Final = (Path("/mnt"), Path("/media"), Path("/srv"))
+"""Source: Filesystem Hierarchy Standard 3.0: where people expect mounts."""
+
+EPILOG: Final = """
+exit status: 0 stopped by SIGTERM or SIGINT; 1 there is no bus, it went away, or the service runs
+already; 2 wrong usage; 78 the records cannot be read, and were left as they are.
+Nothing is disconnected when the service stops.
+"""
+
+
+class _JournalFormatter(logging.Formatter):
+    """Gives the journal its priorities. Source: sd-daemon(3), SD_NOTICE and others."""
+
+    _PRIORITIES: Final = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
+
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = f"<{self._PRIORITIES.get(record.levelname, 6)}>"
+        return "\n".join(prefix + line for line in super().format(record).splitlines())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the service; returns its exit status."""
+    options = _arguments().parse_args(argv)
+    _set_up_logging(options.log_level)
+    os.umask(0o077)
+    settings = Settings(
+        options.bus,
+        options.state_dir,
+        options.runtime_dir,
+        tuple(options.mount_root or MOUNT_ROOTS),
+        options.enable_simulated,
+    )
+    try:
+        asyncio.run(Daemon(settings).run())
+    except StoreError as error:
+        logger.critical("%s", error)
+        return EXIT_STORE
+    except (BusLostError, NameTakenError) as error:
+        logger.critical("%s", error)
+        return EXIT_FAILURE
+    return 0
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "storaged-connd", description="Keeps storage connections up.", epilog=EPILOG
+    )
+    add = parser.add_argument
+    add("--bus", default="system", help="system (default), session, or a D-Bus address")
+    add("--state-dir", type=_directory, default="/var/lib/storaged-conn", metavar="DIR")
+    add("--runtime-dir", type=_directory, default="/run/storaged-conn", metavar="DIR")
+    roots = ", ".join(map(str, MOUNT_ROOTS))
+    add(
+        "--mount-root",
+        type=_directory,
+        action="append",
+        metavar="DIR",
+        help=f"where clients may have things mounted; may be repeated (default: {roots})",
+    )
+    add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    add("--enable-simulated", action="store_true", help="allow simulated: connections, for tests")
+    return parser
+
+
+def _directory(text: str) -> Path:
+    path = Path(text)
+    if not path.is_absolute():
+        raise argparse.ArgumentTypeError(f"{text!r} is not an absolute path")
+    return path
+
+
+def _set_up_logging(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    in_journal = "JOURNAL_STREAM" in os.environ  # source: systemd.exec(5)
+    handler.setFormatter(_JournalFormatter() if in_journal else logging.Formatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

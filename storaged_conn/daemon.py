@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Builds everything, keeps it running, and stops it in reverse order. Disconnects nothing."""
+
+import asyncio
+import signal
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from storaged_conn.bus.connection import Bus, BusLostError
+from storaged_conn.bus.wire import Field, Message
+from storaged_conn.core.model import Record
+from storaged_conn.drivers.base import Driver
+from storaged_conn.drivers.file import FileDriver
+from storaged_conn.drivers.posix import PosixDriver
+from storaged_conn.drivers.simulated import SimulatedDriver
+from storaged_conn.front.authorize import Authority
+from storaged_conn.front.callers import Callers
+from storaged_conn.front.contract import load
+from storaged_conn.front.dispatch import MAX_CALL, Dispatcher
+from storaged_conn.front.faces import ConnectionFace, ManagerFace, describe
+from storaged_conn.front.lifetimes import Lifetimes
+from storaged_conn.front.objects import Objects
+from storaged_conn.front.tree import Tree
+from storaged_conn.front.waits import Waits
+from storaged_conn.manager import Manager
+from storaged_conn.names import CONNECTION, DBUS, SERVICE
+from storaged_conn.sources.directories import DirectorySource
+from storaged_conn.sources.mounts import MountSource
+from storaged_conn.store import Store
+from storaged_conn.system.mountinfo import MountTable
+from storaged_conn.system.notify import notify, watchdog_interval
+
+DO_NOT_QUEUE: Final = 4
+PRIMARY_OWNER: Final = 1
+"""Source: D-Bus specification, org.freedesktop.DBus.RequestName."""
+
+FLUSH: Final = 1.0
+"""Seconds for the last replies at the end; SIGTERM must be obeyed within 2."""
+
+STATUS_PAUSE: Final = 1.0
+"""Seconds between two status lines for systemd: it is read by people."""
+
+
+class NameTakenError(Exception):
+    """Another service owns our name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the command line says; see storaged-connd --help."""
+
+    bus: str
+    state_dir: Path
+    runtime_dir: Path
+    mount_roots: tuple[Path, ...]
+    simulated: bool
+
+
+class _StopError(Exception):
+    """Ends the task group; asked for, so not an error outside of it."""
+
+
+class Daemon:
+    """The service, from its start to its end."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Nothing is opened before `run`."""
+        self._settings = settings
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT.
+
+        Raises:
+            StoreError: the records cannot be read.
+            BusLostError: there is no bus, or it went away.
+            NameTakenError: the service runs already.
+        """
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        store = Store(self._settings.state_dir / "connections.db")
+        records = store.open()
+        with closing(store):
+            bus = await Bus.open(self._settings.bus, max_message=MAX_CALL)
+            with closing(bus), suppress(_StopError):
+                await self._serve(bus, store, records, stop)
+
+    async def _serve(
+        self, bus: Bus, store: Store, records: list[Record], stop: asyncio.Event
+    ) -> None:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                parts = await _build(self._settings, bus, store, tasks)
+                with closing(parts):
+                    await parts.restore(records)
+                    await _take_name(bus)
+                    parts.announce()
+                    await _until(stop, bus)
+        except* _StopError:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH):
+                    await bus.flush()
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What runs between the bus and the kernel."""
+
+    manager: Manager
+    objects: Objects
+    lifetimes: Lifetimes
+    store: Store
+    status: "_Status"
+
+    async def restore(self, records: Sequence[Record]) -> None:
+        """Take up what was managed before; forget what was to end with its boot or its caller."""
+        alive = []
+        for record in records:
+            if await self.lifetimes.is_alive(record):
+                alive.append(record)
+            else:
+                await self.store.remove(record.cid)
+        self.manager.start(alive)
+        for record in alive:
+            await self.lifetimes.follow(record)
+
+    def announce(self) -> None:
+        """Tell the bus and systemd that the service is there."""
+        self.objects.announce()
+        self.status.ready()
+
+    def close(self) -> None:
+        """Stop watching and trying."""
+        self.status.close()
+        self.manager.stop()
+
+
+async def _build(settings: Settings, bus: Bus, store: Store, tasks: asyncio.TaskGroup) -> _Parts:
+    table = MountTable()
+    drivers, sources = _drivers(settings, table), (MountSource(table), DirectorySource(table))
+    manager = Manager(drivers, sources, store, tasks.create_task)
+    for driver in drivers:
+        if isinstance(driver, SimulatedDriver):
+            driver.news = partial(manager.look, hint=True)
+    callers = Callers(bus)
+    (bus_id,) = await bus.ask("GetId")
+    lifetimes = Lifetimes(_boot_id(), bus_id, callers)
+    lifetimes.begin(manager, tasks.create_task)
+    contract = load()
+    objects = Objects(bus, contract[CONNECTION], partial(_describe, manager))
+    waits, status = Waits(manager, callers), _Status(manager)
+    for listener in (objects, waits, status):
+        manager.listen(listener)
+    faces = (ManagerFace(manager, objects, lifetimes), ConnectionFace(manager, waits))
+    tree = Tree(contract, objects, faces, manager.option_table(), _machine_id())
+    Dispatcher(bus, tree, Authority(callers), tasks.create_task)
+    return _Parts(manager, objects, lifetimes, store, status)
+
+
+def _drivers(settings: Settings, table: MountTable) -> list[Driver]:
+    drivers: list[Driver] = [
+        FileDriver(table, settings.runtime_dir, settings.mount_roots),
+        PosixDriver(table, settings.runtime_dir, settings.mount_roots),
+    ]
+    return [*drivers, SimulatedDriver()] if settings.simulated else drivers
+
+
+def _describe(manager: Manager, cid: str) -> dict[str, object] | None:
+    view = manager.view(cid)
+    return describe(view) if view else None
+
+
+def _boot_id() -> str:
+    """Read what differs from boot to boot. Source: random(4), boot_id."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _machine_id() -> str:
+    """Read this machine's id, or make one that is nobody's. Source: machine-id(5)."""
+    for path in (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id")):
+        with suppress(OSError):
+            return path.read_text().strip()
+    return "0" * 32
+
+
+async def _take_name(bus: Bus) -> None:
+    (answer,) = await bus.ask("RequestName", "su", SERVICE, DO_NOT_QUEUE)
+    if answer != PRIMARY_OWNER:
+        raise NameTakenError(f"{SERVICE} is owned by another process; stop that service first")
+    bus.listen(partial(_watch_name, bus))
+
+
+def _watch_name(bus: Bus, message: Message) -> None:
+    if message.text(Field.SENDER) == DBUS and message.text(Field.MEMBER) == "NameLost":
+        bus.close(BusLostError(f"{SERVICE} was taken from us"))
+
+
+async def _until(stop: asyncio.Event, bus: Bus) -> None:
+    """Serve until there is a reason not to.
+
+    Raises:
+        BusLostError: the bus is gone.
+        _StopError: somebody wants the service to stop; it ends the task group.
+    """
+    bus.lost.add_done_callback(lambda _: stop.set())
+    await stop.wait()
+    notify("STOPPING=1")
+    if bus.lost.done():
+        bus.lost.result()
+    raise _StopError
+
+
+class _Status:
+    """Tells systemd how it goes; a Listener of the manager."""
+
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+        self._timer: asyncio.TimerHandle | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._interval = watchdog_interval()
+
+    def ready(self) -> None:
+        """Report that the service is up, and begin to feed the watchdog from the event loop."""
+        notify(f"READY=1\n{self._line()}")
+        self._feed()
+
+    def added(self, cid: str) -> None:
+        """See unmanaged.Listener."""
+        self.changed(cid)
+
+    def changed(self, cid: str) -> None:
+        """See unmanaged.Listener."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(STATUS_PAUSE, self._report)
+
+    def removed(self, cid: str) -> None:
+        """See unmanaged.Listener."""
+        self.changed(cid)
+
+    def close(self) -> None:
+        """Report no more."""
+        for timer in (self._timer, self._watchdog):
+            if timer:
+                timer.cancel()
+
+    def _report(self) -> None:
+        self._timer = None
+        notify(self._line())
+
+    def _feed(self) -> None:
+        if self._interval:
+            notify("WATCHDOG=1")
+            loop = asyncio.get_running_loop()
+            self._watchdog = loop.call_later(self._interval, self._feed)
+
+    def _line(self) -> str:
+        states = self._manager.count()
+        text = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
+        return f"STATUS={text or 'no connections'}"

@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The set of connections: add, find and remove them, and tell who is listening.
+
+A record is what one client asked for; a runner is one real connection, which the ids of its records
+hold together. What the kernel has and no id holds is listed as unmanaged, under a temporary id.
+"""
+
+import asyncio
+import logging
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from storaged_conn.core.machine import Machine, State
+from storaged_conn.core.model import (
+    Given,
+    Lifetime,
+    Record,
+    Target,
+    Topic,
+    Value,
+    check_cid,
+    check_uri,
+    read_options,
+)
+from storaged_conn.drivers.base import Driver
+from storaged_conn.drivers.unavailable import UnavailableDriver
+from storaged_conn.errors import (
+    AlreadyExistsError,
+    AttemptError,
+    InvalidArgumentError,
+    LimitExceededError,
+    NotFoundError,
+    NotSupportedError,
+    RequestError,
+)
+from storaged_conn.runner import Runner, Spawn
+from storaged_conn.sources.base import Source
+from storaged_conn.unmanaged import Listener, Unmanaged, View
+
+logger = logging.getLogger(__name__)
+
+MAX_CONNECTIONS: Final = 32768
+"""Ids that may be managed at once: at 900 bytes each, their listing fits what the bus takes."""
+
+COMMON_OPTIONS: Final = {"lifetime": "s"}
+"""The options that every scheme has."""
+
+
+class Records(Protocol):
+    """Where records become durable."""
+
+    async def add(self, record: Record) -> None:
+        """Return when it is durable; raise StoreError otherwise."""
+
+    async def remove(self, cid: str) -> None:
+        """Return when it is durably gone; raise StoreError otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who asks: its uid, and what each lifetime would bind a record of it to."""
+
+    uid: int
+    scopes: Mapping[Lifetime, str]
+
+
+@dataclass(slots=True)
+class _Turns:
+    """Lets one operation at a time at each id, in the order in which they came."""
+
+    locks: dict[str, asyncio.Lock] = field(default_factory=dict)
+    users: Counter[str] = field(default_factory=Counter)
+
+    @asynccontextmanager
+    async def take(self, cid: str) -> AsyncIterator[None]:
+        self.users[cid] += 1
+        try:
+            async with self.locks.setdefault(cid, asyncio.Lock()):
+                yield
+        finally:
+            self.users[cid] -= 1
+            if not self.users[cid]:
+                del self.users[cid], self.locks[cid]
+
+
+class Manager:
+    """All connections of the host, managed or not."""
+
+    def __init__(
+        self, drivers: Sequence[Driver], sources: Sequence[Source], records: Records, spawn: Spawn
+    ) -> None:
+        """Nothing is known and nothing is watched before `start`."""
+        self._listeners: list[Listener] = []
+        self._drivers = drivers
+        self._sources = sources
+        self._store = records
+        self._spawn = spawn
+        self._records: dict[str, Record] = {}
+        self._runner_of: dict[str, Runner] = {}
+        self._runners: dict[Target, Runner] = {}
+        self._concerned: dict[Topic, set[Runner]] = {}
+        self._places: dict[Topic, Target] = {}
+        self._expected: Counter[Target] = Counter()
+        self._unmanaged = Unmanaged(drivers)
+        self._turns = _Turns()
+
+    def listen(self, listener: Listener) -> None:
+        """Tell somebody from now on."""
+        self._listeners.append(listener)
+        self._unmanaged.listeners.append(listener)
+
+    # life
+
+    def start(self, records: Iterable[Record]) -> None:
+        """Watch the world, and take up what was managed before."""
+        for source in self._sources:
+            source.start(self.look, self.resync)
+        for record in records:
+            try:
+                driver, target = self._read(record)
+            except RequestError as error:  # kept and shown: a record is never lost
+                logger.warning("%r cannot be taken up: %s", record.cid, error)
+                driver, target = UnavailableDriver(error), Target(record.uri, (("id", record.cid),))
+            self._take_up(record, driver, target)
+        self._unmanaged.refresh()
+
+    def stop(self) -> None:
+        """Stop watching and trying; nothing is disconnected."""
+        for source in self._sources:
+            source.close()
+        for runner in self._runners.values():
+            runner.stop()
+
+    def look(self, topic: Topic, *, hint: bool) -> None:
+        """Have the connections that a topic concerns looked at again; see sources.base.Look."""
+        for runner in tuple(self._concerned.get(topic, ())):
+            runner.look(hint=hint)
+        self._unmanaged.refresh_soon()
+
+    def resync(self) -> None:
+        """Have everything looked at again, after events may have been lost."""
+        for runner in self._runners.values():
+            runner.look(hint=True)
+        self._unmanaged.refresh_soon()
+
+    # what clients ask for
+
+    async def manage(
+        self, uri: str, cid: str, given: Mapping[str, Given], client: Client
+    ) -> Record:
+        """Keep storage connected from now on; returns when that is durable.
+
+        Args:
+            uri: what.
+            cid: the client's name for it.
+            given: the client's options, unread.
+            client: who asks.
+
+        Raises:
+            RequestError: nothing was changed.
+            StoreError: nothing was changed.
+        """
+        check_cid(cid)
+        driver, target, options = self._parse(uri, given)
+        lifetime = _read_lifetime(options)
+        scope = client.scopes[lifetime]
+        record = Record(cid, target.uri, options, client.uid, lifetime, scope)
+        async with self._turns.take(cid):
+            if cid in self._records:
+                raise AlreadyExistsError(f"connection_id {cid!r} is in use; choose another")
+            if len(self._records) >= MAX_CONNECTIONS:
+                raise LimitExceededError(f"{MAX_CONNECTIONS} connections are managed already")
+            with self._reserved(driver, target):
+                await self._store.add(record)
+            self._take_up(record, driver, target)
+        return record
+
+    async def unmanage(self, cid: str) -> None:
+        """Forget an id; returns when that is durable. The last one ends the connection.
+
+        Raises:
+            NotFoundError: no such id is managed.
+            StoreError: nothing was changed.
+        """
+        async with self._turns.take(cid):
+            if cid not in self._records:
+                raise NotFoundError(f"connection_id {cid!r} is not managed; see List")
+            await self._store.remove(cid)
+            del self._records[cid]
+            runner = self._runner_of.pop(cid)
+            for listener in self._listeners:
+                listener.removed(cid)
+            runner.release(cid)
+
+    async def validate(self, uri: str, given: Mapping[str, Given]) -> Mapping[str, Value]:
+        """Find out whether managing this would lead to a connection now.
+
+        Raises:
+            RequestError: the arguments are wrong.
+        """
+        driver, target, _ = self._parse(uri, given)
+        try:
+            await driver.validate(target)
+        except AttemptError as error:
+            verdict = {"error": error.dbus_name, "reason": error.reason, "message": str(error)}
+            return {"uri": target.uri, "ok": False, **verdict}
+        return {"uri": target.uri, "ok": True}
+
+    async def discover(self, uri: str, given: Mapping[str, Given]) -> list[Mapping[str, Value]]:
+        """List what a server offers.
+
+        Raises:
+            RequestError: the arguments are wrong, or the scheme has nothing to discover.
+            AttemptError: the server did not say.
+        """
+        driver = self._driver(uri)
+        return await driver.discover(uri, read_options(given, driver.options, uri))
+
+    def reconnect(self, cid: str) -> None:
+        """Try at once what waits or has failed.
+
+        Raises:
+            NotFoundError: no such id is managed.
+        """
+        runner = self._runner_of.get(cid)
+        if runner is None:
+            raise NotFoundError(f"connection_id {cid!r} is not managed; see List")
+        runner.retry()
+
+    # what there is
+
+    def view(self, cid: str) -> View | None:
+        """Look one connection up, managed or not."""
+        record = self._records.get(cid)
+        if record:
+            return View(cid, record, self._runner_of[cid])
+        return self._unmanaged.views.get(cid)
+
+    def ids(self) -> Iterator[str]:
+        """Give the ids of all connections, managed or not."""
+        yield from self._records
+        yield from self._unmanaged.views
+
+    def count(self) -> Counter[str]:
+        """Count the managed ids by their public state."""
+        return Counter(runner.state for runner in self._runner_of.values())
+
+    def of_scope(self, scope: str) -> list[str]:
+        """Give the ids whose lifetime is bound to a scope."""
+        return [cid for cid, record in self._records.items() if scope and record.scope == scope]
+
+    def option_table(self) -> dict[str, dict[str, str]]:
+        """Give the options of each scheme with their D-Bus signatures."""
+        return {
+            scheme: COMMON_OPTIONS | dict(driver.options)
+            for driver in self._drivers
+            for scheme in driver.schemes()
+        }
+
+    # inside
+
+    def _driver(self, uri: str) -> Driver:
+        scheme = check_uri(uri)
+        for driver in self._drivers:
+            if driver.serves(scheme):
+                return driver
+        known = ", ".join(scheme for driver in self._drivers for scheme in driver.schemes())
+        raise NotSupportedError(f"uri: scheme {scheme!r} is unknown; there are {known}")
+
+    def _parse(
+        self, uri: str, given: Mapping[str, Given]
+    ) -> tuple[Driver, Target, dict[str, Value]]:
+        driver = self._driver(uri)
+        known = COMMON_OPTIONS | dict(driver.options)
+        options = read_options(given, known, uri.partition(":")[0])
+        own = {name: value for name, value in options.items() if name not in COMMON_OPTIONS}
+        _read_lifetime(options)
+        return driver, driver.parse(uri, own), options
+
+    def _read(self, record: Record) -> tuple[Driver, Target]:
+        driver = self._driver(record.uri)
+        own = {key: value for key, value in record.options.items() if key not in COMMON_OPTIONS}
+        return driver, driver.parse(record.uri, own)
+
+    @contextmanager
+    def _reserved(self, driver: Driver, target: Target) -> Iterator[None]:
+        """Keep a mount point for its target while the record is being written."""
+        self._claim_places(driver, target)
+        self._expected[target] += 1
+        try:
+            yield
+        finally:
+            self._expected[target] -= 1
+            self._forget_places(driver, target)
+
+    def _claim_places(self, driver: Driver, target: Target) -> None:
+        places = [topic for topic in driver.topics(target) if topic.kind == "mount"]
+        for place in places:
+            if self._places.get(place, target) != target:
+                raise InvalidArgumentError(
+                    f"options: 'mountpoint' {place.name!r} is taken by {self._places[place].uri}"
+                )
+        self._places |= dict.fromkeys(places, target)
+
+    def _forget_places(self, driver: Driver, target: Target) -> None:
+        if target not in self._runners and not self._expected[target]:
+            for topic in driver.topics(target):
+                self._places.pop(topic, None)
+
+    def _take_up(self, record: Record, driver: Driver, target: Target) -> None:
+        runner = self._runners.get(target) or self._add_runner(driver, target)
+        self._records[record.cid] = record
+        self._runner_of[record.cid] = runner
+        runner.hold(record.cid)
+        for listener in self._listeners:
+            listener.added(record.cid)
+
+    def _add_runner(self, driver: Driver, target: Target) -> Runner:
+        machine = Machine(random.random())  # noqa: S311  # spreads waits, keeps no secret
+        runner = Runner(target, driver, machine, self._spawn, self._runner_changed)
+        self._runners[target] = runner
+        for topic in driver.topics(target):
+            if topic.kind == "mount":
+                self._places[topic] = target
+            if topic not in self._concerned:
+                for source in self._sources:
+                    source.watch(topic)
+            self._concerned.setdefault(topic, set()).add(runner)
+        return runner
+
+    def _drop_runner(self, runner: Runner) -> None:
+        del self._runners[runner.target]
+        for topic in runner.driver.topics(runner.target):
+            concerned = self._concerned[topic]
+            concerned.discard(runner)
+            if not concerned:
+                del self._concerned[topic]
+                for source in self._sources:
+                    source.unwatch(topic)
+        self._forget_places(runner.driver, runner.target)
+
+    def _runner_changed(self, runner: Runner) -> None:
+        if runner.machine.state is State.ABSENT and self._runners.get(runner.target) is runner:
+            self._drop_runner(runner)
+        self._unmanaged.claim(runner)
+        for cid in runner.machine.holders:
+            for listener in self._listeners:
+                listener.changed(cid)
+
+
+def _read_lifetime(options: Mapping[str, Value]) -> Lifetime:
+    given = options.get("lifetime", Lifetime.PERSISTENT)
+    try:
+        return Lifetime(str(given))
+    except ValueError:
+        known = ", ".join(Lifetime)
+        raise InvalidArgumentError(f"options: 'lifetime' must be one of {known}") from None

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Runs one real connection: the core's commands to a driver, its deadline to one timer."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Final
+
+from storaged_conn.core.machine import (
+    IN_FLIGHT,
+    UP,
+    Command,
+    Connected,
+    ConnectFailed,
+    ConnectRefused,
+    Disconnected,
+    DisconnectFailed,
+    Event,
+    Hint,
+    Lost,
+    Machine,
+    Stalled,
+    State,
+    TimerExpired,
+)
+from storaged_conn.core.model import Observation, Present, Target
+from storaged_conn.core.reconcile import reconcile
+from storaged_conn.drivers.base import Driver
+from storaged_conn.errors import AttemptError, InternalError, PermanentError
+
+logger = logging.getLogger(__name__)
+
+Spawn = Callable[[Coroutine[object, object, None]], object]
+"""Starts a task that its owner keeps and ends."""
+
+PUBLIC: Final = {
+    State.ABSENT: "waiting",
+    State.CONNECTING: "connecting",
+    State.WITHDRAWING: "connecting",
+    State.CONNECTED: "connected",
+    State.UNRESPONSIVE: "unresponsive",
+    State.WAITING: "waiting",
+    State.FAILED: "failed",
+    State.DISCONNECTING: "disconnecting",
+    State.RETURNING: "disconnecting",
+    State.STUCK: "disconnecting",
+}
+"""The states of dbus/org.storage.Connection1.xml."""
+
+
+class Runner:
+    """One real connection, alive.
+
+    Attributes:
+        present: what the kernel has of it, as seen last.
+        error: what the last operation failed with, or None.
+        since: microseconds of real time at which the public state changed last.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        driver: Driver,
+        machine: Machine,
+        spawn: Spawn,
+        changed: Callable[["Runner"], None],
+    ) -> None:
+        """Nothing is started before somebody holds it.
+
+        Args:
+            target: which connection.
+            driver: that of its scheme.
+            machine: a new one.
+            spawn: starts the operations and looks.
+            changed: is called after everything that may show.
+        """
+        self.target = target
+        self.driver = driver
+        self.machine = machine
+        self.present: Present | None = None
+        self.error: AttemptError | None = None
+        self.since = time.time_ns() // 1000
+        self._spawn = spawn
+        self._changed = changed
+        self._timer: asyncio.TimerHandle | None = None
+        self._wish: bool | None = None  # a look is due, and whether it is for a hint
+        self._looking = False
+        self._said: tuple[str, str] = ("", "")
+        self._lost = False
+
+    @property
+    def state(self) -> str:
+        """The public state."""
+        return PUBLIC[self.machine.state]
+
+    @property
+    def reason(self) -> str:
+        """What StateReason says."""
+        match self.machine.state:
+            case State.CONNECTED:
+                return ""
+            case State.UNRESPONSIVE:
+                return "unresponsive"
+            case State.CONNECTING if self._lost:
+                return "lost"
+            case State.CONNECTING | State.WITHDRAWING:
+                return ""
+            case _:
+                return self.error.reason if self.error else "lost" if self._lost else ""
+
+    def next_attempt(self) -> int:
+        """Give the microseconds of real time at which the next attempt is due, or 0."""
+        deadline = self.machine.deadline
+        if deadline is None or self.machine.state is State.STUCK:
+            return 0
+        remaining = deadline - asyncio.get_running_loop().time()
+        return int(time.time_ns() // 1000 + remaining * 1e6)
+
+    def hold(self, cid: str) -> None:
+        """Let a connection id want this."""
+        self._after(self.machine.hold(cid, self._now()), self.state)
+
+    def release(self, cid: str) -> None:
+        """Let a connection id go."""
+        self._after(self.machine.release(cid, self._now()), self.state)
+
+    def retry(self) -> None:
+        """Try at once what waits or has failed; anything else stays as it is."""
+        self.apply(Hint())
+
+    def apply(self, event: Event) -> None:
+        """Take one event: ask the core, re-arm the timer, start the command, announce."""
+        before = self.state
+        if isinstance(event, Lost):
+            self.present, self.error, self._lost = None, None, True
+        self._after(self.machine.receive(event, self._now()), before)
+
+    def look(self, *, hint: bool) -> None:
+        """Have the kernel's truth read again, now or as soon as the operation in flight ends."""
+        self._wish = hint or bool(self._wish)
+        self._look_if_due()
+
+    def stop(self) -> None:
+        """Let go of the timer; what the kernel has stays as it is."""
+        if self._timer:
+            self._timer.cancel()
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _after(self, command: Command | None, before: str) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        if self.machine.deadline is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_at(self.machine.deadline, self._expire)
+        if self.state != before:
+            self.since = time.time_ns() // 1000
+        if self.machine.state is State.CONNECTED:
+            self._lost = False
+        self._say()
+        if command:
+            self._spawn(self._operate(command))
+        self._changed(self)
+        self._look_if_due()
+
+    def _expire(self) -> None:
+        self.apply(TimerExpired())
+
+    def _say(self) -> None:
+        """Log a change once; attempts that end as the last one did are not news."""
+        now = (self.state, self.reason)
+        if self.machine.state in {State.ABSENT, State.CONNECTING, State.WITHDRAWING}:
+            return
+        if now == self._said:
+            return
+        self._said = now
+        holders = ", ".join(map(repr, sorted(self.machine.holders))) or "nobody"
+        detail = f" ({self.reason}: {self.error})" if self.error else ""
+        logger.info("%s, held by %s: %s%s", self.target.uri, holders, self.state, detail)
+
+    async def _operate(self, command: Command) -> None:
+        try:
+            if command is Command.CONNECT:
+                self.present = await self.driver.connect(self.target)
+            else:
+                await self.driver.disconnect(self.target, self.present)
+                self.present = None
+            self.error = None
+        except AttemptError as error:
+            self.error = error
+        except Exception as defect:  # noqa: BLE001  # see _contain
+            self.error = self._contain(defect)
+        self.apply(self._outcome(command))
+        if self.present and not self.present.responsive and self.machine.state in UP:
+            self.apply(Stalled(self.present.ours))
+
+    def _outcome(self, command: Command) -> Event:
+        if command is Command.DISCONNECT:
+            return DisconnectFailed() if self.error else Disconnected()
+        if self.error or not self.present:
+            return ConnectRefused() if isinstance(self.error, PermanentError) else ConnectFailed()
+        return Connected(self.present.ours)
+
+    def _contain(self, defect: Exception) -> InternalError:
+        """Keep a driver's defect to its connection: one bad connection must not end all."""
+        logger.error("%s: defect in its driver", self.target.uri, exc_info=defect)
+        return InternalError("an internal error; the journal has the details: please report it")
+
+    def _look_if_due(self) -> None:
+        if self._wish is None or self._looking or self.machine.state in IN_FLIGHT:
+            return
+        self._looking = True
+        self._spawn(self._look(self.machine.attempts))
+
+    async def _look(self, generation: int) -> None:
+        hint, self._wish = bool(self._wish), None
+        observed = await self._observe()
+        self._looking = False
+        if self.machine.attempts != generation or self.machine.state in IN_FLIGHT:
+            self.look(hint=hint)  # an attempt ran meanwhile: what was seen may be older than it
+            return
+        if isinstance(observed, Present):
+            self.present = observed
+        event = reconcile(self.machine.state, observed, hint=hint)
+        if event:
+            self.apply(event)
+        self._look_if_due()
+
+    async def _observe(self) -> Observation:
+        try:
+            return await self.driver.observe(self.target)
+        except AttemptError:
+            return None
+        except Exception as defect:  # noqa: BLE001  # see _contain
+            self._contain(defect)
+            return None
