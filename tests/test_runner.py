@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from storaged_conn.core.machine import Machine, State
+from storaged_conn.core.model import Absent, Present, Target
+from storaged_conn.errors import AuthenticationError, BusyError, TimedOutError, UnreachableError
+from storaged_conn.runner import Runner
+from tests.fakes import FakeDriver, News
+
+TARGET = Target("fake:a")
+
+
+class Stage:
+    def __init__(self, tasks: asyncio.TaskGroup) -> None:
+        self.driver = FakeDriver()
+        self.news = News()
+        self.history: list[tuple[str, str]] = []
+        self.runner = Runner(TARGET, self.driver, Machine(0.5), tasks.create_task, self.changed)
+
+    def changed(self, runner: Runner) -> None:
+        self.history.append((runner.state, runner.reason))
+        self.news.poke()
+
+    async def until(self, state: str) -> None:
+        await self.news.until(lambda: self.runner.state == state)
+
+    @property
+    def calls(self) -> list[str]:
+        return [what for what, _ in self.driver.calls]
+
+
+@pytest.fixture
+async def stage() -> AsyncIterator[Stage]:
+    async with asyncio.TaskGroup() as tasks:
+        stage = Stage(tasks)
+        yield stage
+        stage.driver.free.set()
+        stage.runner.stop()
+
+
+async def test_what_is_held_is_connected(stage: Stage) -> None:
+    stage.runner.hold("c")
+    assert stage.runner.state == "connecting"
+    await stage.until("connected")
+    assert stage.runner.reason == ""
+    assert stage.runner.present == Present("fake-a", ours=True)
+    assert stage.runner.next_attempt() == 0
+
+
+async def test_a_temporary_failure_waits_with_its_reason(stage: Stage) -> None:
+    stage.driver.failures.append(UnreachableError("no route to it; wait"))
+    stage.runner.hold("c")
+    await stage.until("waiting")
+    assert stage.runner.reason == "server-unreachable"
+    assert isinstance(stage.runner.error, UnreachableError)
+    in_seconds = stage.runner.next_attempt() / 1e6 - time.time()
+    assert 0 < in_seconds <= 1
+
+
+async def test_the_timer_brings_the_next_attempt(stage: Stage) -> None:
+    stage.driver.failures.append(UnreachableError("not yet"))
+    stage.runner.hold("c")
+    await stage.until("waiting")
+    await stage.until("connected")
+    assert stage.calls == ["connect", "connect"]
+    assert stage.runner.error is None
+
+
+async def test_a_permanent_failure_is_failed(stage: Stage) -> None:
+    stage.driver.failures.append(AuthenticationError("wrong password; change it"))
+    stage.runner.hold("c")
+    await stage.until("failed")
+    assert stage.runner.reason == "authentication"
+
+
+async def test_a_defect_of_a_driver_ends_only_its_own_connection(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.driver.failures.append(ZeroDivisionError("secret detail"))
+    with caplog.at_level(logging.ERROR):
+        stage.runner.hold("c")
+        await stage.until("failed")
+    assert stage.runner.reason == "internal-error"
+    assert "secret detail" not in str(stage.runner.error)
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_retry_does_not_wait_for_the_timer(stage: Stage) -> None:
+    stage.driver.failures.append(AuthenticationError("wrong"))
+    stage.runner.hold("c")
+    await stage.until("failed")
+    stage.runner.retry()
+    await stage.until("connected")
+
+
+async def test_a_connection_that_comes_too_late_is_undone(stage: Stage) -> None:
+    stage.driver.free.clear()
+    stage.runner.hold("c")
+    stage.runner.release("c")
+    stage.driver.free.set()
+    await stage.news.until(lambda: stage.runner.machine.state is State.ABSENT)
+    assert stage.calls == ["connect", "disconnect"]
+    assert stage.driver.kernel == {}
+    assert stage.runner.present is None
+
+
+async def test_what_is_lost_is_connected_again_at_once(stage: Stage) -> None:
+    stage.runner.hold("c")
+    await stage.until("connected")
+    stage.driver.kernel.clear()
+    stage.runner.look(hint=False)
+    await stage.news.until(lambda: stage.runner.machine.reconnects == 1)
+    assert stage.history[-2:] == [("connecting", "lost"), ("connected", "")]
+
+
+async def test_what_is_unknown_changes_nothing(stage: Stage) -> None:
+    stage.runner.hold("c")
+    await stage.until("connected")
+    stage.driver.seen.extend([None, TimedOutError("no answer"), RuntimeError("defect")])
+    for _ in range(3):
+        stage.runner.look(hint=True)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert not stage.driver.seen
+    assert stage.runner.state == "connected"
+    assert stage.calls == ["connect"]
+
+
+async def test_a_look_during_an_operation_comes_after_it(stage: Stage) -> None:
+    stage.driver.free.clear()
+    stage.runner.hold("c")
+    stage.runner.look(hint=False)
+    stage.driver.seen.append(Absent())  # what is seen once the operation has ended
+    stage.driver.free.set()
+    await stage.news.until(lambda: stage.runner.machine.reconnects == 1)
+    assert stage.calls == ["connect", "connect"]
+
+
+async def test_a_look_that_is_older_than_an_attempt_is_thrown_away(stage: Stage) -> None:
+    stage.driver.failures.append(UnreachableError("not yet"))
+    stage.runner.hold("c")
+    await stage.until("waiting")
+    stage.driver.free.clear()
+    stage.driver.seen.append(Absent())
+    stage.runner.look(hint=False)  # begins to look while nothing is there
+    await asyncio.sleep(0)
+    stage.runner.retry()  # and meanwhile an attempt begins
+    stage.driver.free.set()
+    await stage.until("connected")
+    await asyncio.sleep(0)
+    assert stage.runner.state == "connected"
+    assert stage.calls == ["connect", "connect"]
+
+
+async def test_a_hint_tries_at_once_what_waits(stage: Stage) -> None:
+    stage.driver.failures.append(UnreachableError("not yet"))
+    stage.runner.hold("c")
+    await stage.until("waiting")
+    stage.runner.look(hint=True)
+    await stage.until("connected")
+
+
+async def test_a_silent_server_shows_and_its_return_too(stage: Stage) -> None:
+    stage.runner.hold("c")
+    await stage.until("connected")
+    stage.driver.seen.append(Present("fake-a", ours=True, responsive=False))
+    stage.runner.look(hint=False)
+    await stage.until("unresponsive")
+    assert stage.runner.reason == "unresponsive"
+    stage.runner.look(hint=False)
+    await stage.until("connected")
+    assert stage.calls == ["connect"]
+
+
+async def test_a_server_that_is_silent_from_the_start_shows(stage: Stage) -> None:
+    stage.driver.kernel["fake:a"] = Present("fake-a", ours=False, responsive=False)
+    stage.runner.hold("c")
+    await stage.until("unresponsive")
+
+
+async def test_a_busy_connection_is_given_up_later(stage: Stage) -> None:
+    stage.runner.hold("c")
+    await stage.until("connected")
+    stage.driver.failures.append(BusyError("in use; close what uses it"))
+    stage.runner.release("c")
+    await stage.news.until(lambda: stage.runner.machine.state is State.STUCK)
+    assert (stage.runner.state, stage.runner.reason) == ("disconnecting", "busy")
+    await stage.news.until(lambda: stage.runner.machine.state is State.ABSENT)
+    assert stage.calls == ["connect", "disconnect", "disconnect"]
+
+
+async def test_attempts_that_end_alike_are_logged_once(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.driver.failures.extend(UnreachableError("no route") for _ in range(3))
+    with caplog.at_level(logging.INFO):
+        stage.runner.hold("line\nbreak")
+        for _ in range(3):
+            await stage.until("waiting")
+            stage.runner.retry()
+        await stage.until("connected")
+    assert [record.getMessage() for record in caplog.records] == [
+        r"fake:a, held by 'line\nbreak': waiting (server-unreachable: no route)",
+        r"fake:a, held by 'line\nbreak': connected",
+    ]
