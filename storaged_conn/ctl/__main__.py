@@ -24,6 +24,8 @@ from storaged_conn.ctl.arguments import parse
 PIPE_CLOSED: Final = 0
 """Exit status when nobody reads on: who closes the pipe has seen enough."""
 
+NOT_WRITTEN: Final = 1
+
 
 def main() -> int:
     """Run one command; the exit status is the module's."""
@@ -35,9 +37,12 @@ def main() -> int:
     try:
         status = run(arguments)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        return PIPE_CLOSED
+        if isinstance(error, BrokenPipeError):
+            return PIPE_CLOSED
+        print(f"storaged-connctl: cannot write the result: {error.strerror}", file=sys.stderr)
+        return NOT_WRITTEN
     return status
 
 
