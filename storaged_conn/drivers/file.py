@@ -6,11 +6,13 @@ With `mountpoint` it is mounted there a second time (a bind mount), and connecte
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
 from storaged_conn.core.model import Absent, Observation, Present, Target, Topic, Value
-from storaged_conn.drivers.mount import MountDriver, decode, key_of, straighten
+from storaged_conn.drivers.mount import MountDriver, key_of
+from storaged_conn.drivers.paths import decode, straighten
 from storaged_conn.errors import AttemptError, InvalidArgumentError, MissingError, TroubleError
 from storaged_conn.system.mountinfo import Mount
 from storaged_conn.system.mounting import Place, bind, check
@@ -76,6 +78,14 @@ class FileDriver(MountDriver):
             await _find(target)
         elif not isinstance(await self.observe(target), Present):
             await check(_path(target), "", self.place(target))
+
+    def look_up(self, target: Target) -> Observation:
+        """See MountDriver; what it shows is the directory, and not the device that it is on."""
+        found = super().look_up(target)
+        if not isinstance(found, Present):
+            return found
+        kept = {name: found.info[name] for name in ("options", "readOnly")}
+        return replace(found, devices=(), info={"path": _path(target), **kept})
 
     def matches(self, target: Target, mount: Mount) -> bool:
         """See MountDriver; a bind mount shows the file system that the directory is on."""

@@ -10,17 +10,15 @@ somebody else made will do, and is adopted as it is.
 import hashlib
 import json
 import os
-import posixpath
-import stat
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Final
-from urllib.parse import unquote_to_bytes
+from typing import ClassVar
 
 from storaged_conn.core.model import Absent, Observation, Present, Target, Topic, Value
 from storaged_conn.drivers.base import Driver
 from storaged_conn.drivers.marks import PLANNED, Marks
+from storaged_conn.drivers.paths import check_path
 from storaged_conn.errors import (
     AttemptError,
     BusyError,
@@ -30,12 +28,6 @@ from storaged_conn.errors import (
 )
 from storaged_conn.system.mountinfo import Mount, MountTable
 from storaged_conn.system.mounting import FORCED, Place, unmount
-
-MAX_PATH: Final = 4095
-"""Bytes. Source: PATH_MAX of limits.h, without the NUL."""
-
-MAX_NAME: Final = 255
-"""Bytes. Source: NAME_MAX of limits.h."""
 
 
 class MountDriver(Driver):
@@ -48,18 +40,21 @@ class MountDriver(Driver):
 
         Args:
             table: kept up to date by whoever watches it.
-            runtime_dir: emptied at boot; absolute.
-            roots: where `mountpoint` may be; absolute. Whatever is above them is vouched for.
+            runtime_dir: emptied at boot.
+            roots: where `mountpoint` may be; absolute. The way to them may have links, since the
+                administrator named them; the way below them may not.
 
         Raises:
             OSError: the runtime directory cannot be used.
         """
         self.table = table
-        self._own_root = runtime_dir / "mnt"
-        self._roots = sorted(map(str, roots), key=len, reverse=True)
         self._marks = Marks(runtime_dir / "ours" / type(self).__name__)
-        self._own_root.mkdir(mode=0o755, parents=True, exist_ok=True)
-        self._own_root.chmod(0o755)  # past the umask: others must get through to the mounts
+        own = runtime_dir / "mnt"
+        own.mkdir(mode=0o755, parents=True, exist_ok=True)
+        own.chmod(0o755)  # past the umask: others must get through to the mounts
+        self._own_root = os.path.realpath(own)
+        nearest_first = sorted(map(str, roots), key=len, reverse=True)
+        self._roots = {root: os.path.realpath(root) for root in nearest_first}
 
     # what differs
 
@@ -74,6 +69,14 @@ class MountDriver(Driver):
         Raises:
             AttemptError: it is not mounted; TimedOutError: it may be, look.
         """
+
+    async def detach(self, place: Place, mount: Mount) -> None:
+        """Unmount what is ours.
+
+        Raises:
+            AttemptError: it is still mounted; TimedOutError: it may be, look.
+        """
+        await unmount(place, mount.id)
 
     def candidates(self, target: Target) -> Iterator[Mount]:
         """Give the mounts elsewhere that would do, whoever made them."""
@@ -97,14 +100,13 @@ class MountDriver(Driver):
             return found
         place = self.place(target)
         await self._clear(target, place)
-        key = key_of(target)
-        self._marks.plan(key)
+        self._marks.plan(key_of(target))
         try:
             await self.attach(target, place)
         except AttemptError:
-            if not self._came_about(key, place):  # a time-out may come just after the mount
+            if not self._came_about(target, place):  # a time-out may come just after the mount
                 raise
-        return self._confirm(key, place)
+        return self._confirm(target, place)
 
     async def disconnect(self, target: Target, present: Present | None) -> None:
         """See Driver; what others mounted stays, and so does what others still use."""
@@ -112,7 +114,7 @@ class MountDriver(Driver):
         place = self.place(target)
         mount = self._own(target, place)
         if mount:
-            await self._detach(target, place, mount)
+            await self._remove(target, place, mount)
         elif self._is_hidden(target):
             raise BusyError(f"{place.target}: our mount is hidden by another; unmount that one")
         self._marks.drop(key_of(target))
@@ -135,18 +137,18 @@ class MountDriver(Driver):
 
     def present(self, mount: Mount, *, ours: bool | None = None) -> Present:
         """Describe a mount; whose it is, the marks know where it is not said."""
-        flags = (*mount.options, *mount.super_options)
+        beneath = (flag for flag in mount.super_options if flag not in {"ro", "rw"})
         info: dict[str, Value] = {
             "fstype": mount.fstype,
-            "source": mount.names[-1],
-            "options": tuple(dict.fromkeys(flags)),
+            "source": mount.names[0],
+            "options": tuple(dict.fromkeys((*mount.options, *beneath))),
             "readOnly": mount.read_only,
         }
         return Present(
             f"mount-{mount.id}",
             ours=self._marks.has(mount) if ours is None else ours,
             mountpoint=mount.target,
-            devices=tuple(filter(_is_device, mount.names)),
+            devices=(mount.node,) if mount.node else (),
             info=info,
         )
 
@@ -155,8 +157,8 @@ class MountDriver(Driver):
         point = target.option("mountpoint")
         if isinstance(point, str):
             root = next(root for root in self._roots if _is_below(point, root))
-            return Place(root, point[len(root.rstrip("/")) + 1 :])
-        return Place(str(self._own_root), key_of(target))
+            return Place(self._roots[root], point[len(root.rstrip("/")) + 1 :])
+        return Place(self._own_root, key_of(target))
 
     def is_seen(self, mount: Mount) -> bool:
         """Say whether nothing is mounted over it."""
@@ -164,7 +166,7 @@ class MountDriver(Driver):
 
     def is_ours_by_place(self, mount: Mount) -> bool:
         """Say whether it is where nobody but us mounts."""
-        return _is_below(mount.target, str(self._own_root))
+        return _is_below(mount.target, self._own_root)
 
     def read_common(self, options: Mapping[str, Value]) -> dict[str, Value]:
         """Check the options that all mounts have, and leave out what is the default.
@@ -180,14 +182,7 @@ class MountDriver(Driver):
         return common
 
     def _read_mountpoint(self, point: str) -> str:
-        if not point.startswith("/") or posixpath.normpath(point) != point:
-            raise InvalidArgumentError(
-                "options: 'mountpoint' must be an absolute path without '.', '..' and double or"
-                " trailing slashes"
-            )
-        _check_text(point, "options: 'mountpoint'")
-        if any(len(name.encode()) > MAX_NAME for name in point.split("/")):
-            raise InvalidArgumentError(f"options: 'mountpoint' has a name over {MAX_NAME} bytes")
+        check_path(point, "options: 'mountpoint'")
         if not any(_is_below(point, root) for root in self._roots):
             allowed = ", ".join(sorted(self._roots)) or "no directory"
             raise InvalidArgumentError(f"options: 'mountpoint' must be a path below {allowed}")
@@ -230,16 +225,16 @@ class MountDriver(Driver):
         """
         mount = self._own(target, place)
         if mount:
-            await self._detach(target, place, mount)
+            await self._remove(target, place, mount)
         elif other := self.table.at(place.target):
             raise BusyError(
-                f"{place.target}: {other.names[-1]!r} is mounted there; unmount it, or choose"
+                f"{place.target}: {other.names[0]!r} is mounted there; unmount it, or choose"
                 " another mountpoint"
             )
 
-    async def _detach(self, target: Target, place: Place, mount: Mount) -> None:
+    async def _remove(self, target: Target, place: Place, mount: Mount) -> None:
         try:
-            await unmount(place, mount.id)
+            await self.detach(place, mount)
         except TimedOutError:
             self.table.refresh()
             if self._own(target, place):
@@ -248,20 +243,21 @@ class MountDriver(Driver):
         if self._own(target, place):
             raise BusyError(f"{place.target} is mounted more than once; it is unmounted again")
 
-    def _came_about(self, key: str, place: Place) -> bool:
+    def _came_about(self, target: Target, place: Place) -> bool:
         self.table.refresh()
         mount = self.table.at(place.target)
         if mount is None and self.table.mounts is not None:
-            self._marks.drop(key)
+            self._marks.drop(key_of(target))
         return mount is not None and set(FORCED) <= set(mount.options)
 
-    def _confirm(self, key: str, place: Place) -> Present:
+    def _confirm(self, target: Target, place: Place) -> Present:
         self.table.refresh()
-        mount = self.table.at(place.target)
-        if mount is None:
-            raise TroubleError(f"{place.target}: mounted, and not in the table; is it hidden?")
-        self._marks.keep(key, mount)
-        return self.present(mount, ours=True)
+        if mount := self.table.at(place.target):
+            self._marks.keep(key_of(target), mount)
+        found = self.look_up(target)
+        if isinstance(found, Present):
+            return found
+        raise TroubleError(f"{place.target}: mounted, and not in the table; is it hidden?")
 
 
 def key_of(target: Target) -> str:
@@ -270,38 +266,5 @@ def key_of(target: Target) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def decode(quoted: str, what: str) -> str:
-    """Undo the percent-encoding of the part of a URI that is a path or a name.
-
-    Raises:
-        InvalidArgumentError: it has a query or a fragment, or is no path and no name.
-    """
-    if "?" in quoted or "#" in quoted:
-        raise InvalidArgumentError("uri: write '?' as %3F and '#' as %23")
-    text = os.fsdecode(unquote_to_bytes(quoted))
-    _check_text(text, what)
-    return text
-
-
-def straighten(path: str) -> str:
-    """Write an absolute path in the one way without '.', '..' and needless slashes."""
-    return posixpath.normpath(f"/{path.lstrip('/')}")
-
-
-def _check_text(text: str, what: str) -> None:
-    if not text or len(os.fsencode(text)) > MAX_PATH:
-        raise InvalidArgumentError(f"{what} must have 1 to {MAX_PATH} bytes")
-    if any(character < " " or character == "\x7f" for character in text):
-        raise InvalidArgumentError(f"{what} contains a control character")
-
-
 def _is_below(path: str, root: str) -> bool:
     return path != root and path.startswith(f"{root.rstrip('/')}/")
-
-
-def _is_device(name: str) -> bool:
-    """Say whether it is the node of a block device; following no link, this cannot block."""
-    try:
-        return name.startswith("/dev/") and stat.S_ISBLK(os.lstat(name).st_mode)
-    except OSError:
-        return False

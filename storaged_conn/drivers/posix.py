@@ -8,9 +8,11 @@ from typing import ClassVar, Final
 from urllib.parse import quote, unquote_to_bytes
 
 from storaged_conn.core.model import Foreign, Observation, Present, Target, Topic, Value
-from storaged_conn.drivers.mount import MountDriver, decode, straighten
+from storaged_conn.drivers.mount import MountDriver
+from storaged_conn.drivers.paths import decode, straighten
 from storaged_conn.errors import InvalidArgumentError
-from storaged_conn.system.mountinfo import Mount, device_node
+from storaged_conn.system.devices import device_node
+from storaged_conn.system.mountinfo import Mount
 from storaged_conn.system.mounting import Place, check, mount
 
 PREFIX: Final = "posix+"
@@ -42,7 +44,7 @@ PSEUDO: Final = frozenset(
     | {"rootfs", "rpc_pipefs", "securityfs", "selinuxfs", "smackfs", "sockfs", "swap", "sysfs"}
     | {"tmpfs", "tracefs"}
 )
-"""The types that are no storage, and those that say too little. Source: /proc/filesystems, 6.1."""
+"""The types that are no storage, and those that say too little about which."""
 
 DENIED: Final = frozenset(
     {"bind", "cred", "credentials", "defaults", "dev", "group", "helper", "loop", "move"}
@@ -56,8 +58,8 @@ DENIED_STARTS: Final = ("make-", "pass", "secret", "verity.", "x-")
 """How other such names begin, in any case: helpers, hashes, and secrets, which are not given so."""
 
 SYSTEM: Final = frozenset(
-    {"/", "/efi", "/etc", "/nix", "/ostree", "/sysroot", "/tmp", "/usr", "/var", "/var/log"}  # noqa: S108
-    | {"/var/tmp"}  # noqa: S108
+    {"/", "/efi", "/etc", "/nix", "/ostree", "/sysroot", "/usr", "/var", "/var/log"}
+    | {"/tmp", "/var/tmp"}  # noqa: S108  # names to compare with; nothing is made there
 )
 """Where the system's own file systems are, which are not listed; /home and the like are."""
 
@@ -113,9 +115,9 @@ class PosixDriver(MountDriver):
         return Target(_uri(fstype, source), tuple(sorted(common.items())))
 
     def topics(self, target: Target) -> frozenset[Topic]:
-        """See Driver; a link in /dev is followed, as far as it is there now."""
+        """See Driver; the source by the name given, since where links in /dev lead may change."""
         _, source = _split(target)
-        names = {Topic("source", name) for name in (source, device_node(source))}
+        names = {Topic("source", source)}
         if source.startswith("/") and not source.startswith(("//", "/dev/")):
             names.add(Topic("directory", source))  # an image that may come
         return super().topics(target) | names
@@ -124,14 +126,15 @@ class PosixDriver(MountDriver):
         """See MountDriver."""
         fstype, source = _split(target)
         same_type = mount.fstype in {fstype, f"fuse.{fstype}"}
-        return same_type and mount.whole and device_node(source) in mount.names
+        same_source = source in mount.names or device_node(source) in mount.names
+        return same_type and same_source and mount.whole
 
     def candidates(self, target: Target) -> Iterator[Mount]:
         """See MountDriver; options that nobody but us gave rule out what others mounted."""
         if target.option("mount-options"):
             return
         _, source = _split(target)
-        for other in self.table.named(device_node(source)):
+        for other in self.table.named(device_node(source)) or self.table.named(source):
             agrees = other.read_only == bool(target.option("read-only"))
             if agrees and other.root == "/" and self.matches(target, other):
                 yield other
@@ -156,7 +159,7 @@ class PosixDriver(MountDriver):
         """See Driver; whatever is storage, of this machine or of a server, and not the system."""
         for mounted in (self.table.mounts or {}).values():
             if self._is_storage(mounted) and self.is_seen(mounted):
-                uri = _uri(mounted.fstype, mounted.names[-1])
+                uri = _uri(mounted.fstype, mounted.names[0])
                 if self._can_name(uri):
                     yield Foreign(uri, self.present(mounted))
 

@@ -7,8 +7,8 @@ The place is named by a root, which the administrator vouches for, and a path be
 walked from directory to directory, each opened from the one before and never through a symbolic
 link, and each must be such that nobody but root can change what is in it. What was opened is what
 is used: mount(8) is started *in* the opened directory, told to mount on "." and to leave that as it
-is (`--no-canonicalize`), so that nothing that is put in its place later can redirect it
-(CVE-2026-53612, CVE-2026-53613).
+is (`--no-canonicalize`), so that nothing that is put in its place later can redirect it. Tried with
+util-linux 2.38.1 and 2.41.5.
 
 The mount point itself is made if it is missing, with no permissions, so that a program that fills
 it while nothing is mounted fails instead of filling the wrong disk. That holds for everybody but

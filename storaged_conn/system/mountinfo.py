@@ -8,7 +8,6 @@ Source: proc(5), /proc/pid/mountinfo.
 """
 
 import os
-import posixpath
 import re
 import select
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
+
+from storaged_conn.system.devices import names_of
 
 MOUNTINFO: Final = Path("/proc/self/mountinfo")
 
@@ -33,11 +34,7 @@ LOCAL: Final = frozenset(
 )
 """File systems of this host's own that have no device number of a disk."""
 
-_MAX_LINKS: Final = 40
-"""Source: path_resolution(7)."""
-
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
-_LOOP: Final = re.compile(r"/dev/(loop[0-9]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +48,9 @@ class Mount:
         root: which directory of the file system is mounted.
         target: where.
         source: as it was given to mount(2).
-        names: the source, and what else it is called: the device node, the image behind a loop.
+        names: all that the source is called: the image behind a loop device, the device's node, the
+            source itself, the links that udev made to the node. The one to show is the first.
+        node: of the block device, if it is on one.
     """
 
     id: int
@@ -64,6 +63,7 @@ class Mount:
     source: str
     super_options: tuple[str, ...]
     names: tuple[str, ...] = ()
+    node: str = ""
 
     @property
     def read_only(self) -> bool:
@@ -113,31 +113,6 @@ def compare(old: Mounts, new: Mounts) -> tuple[list[Mount], list[Mount]]:
     after = {mount.key: mount for mount in new.values()}
     added = [mount for key, mount in after.items() if before.get(key) != mount]
     return added, [mount for key, mount in before.items() if key not in after]
-
-
-def device_node(path: str) -> str:
-    """Follow the links of a path in /dev, such as /dev/disk/by-uuid/X, as long as they stay there.
-
-    A path that leads elsewhere, or is not in /dev, is given back as it is: only in /dev is a
-    look-up known not to block.
-    """
-    straight = posixpath.normpath(path)
-    if not straight.startswith("/dev/"):
-        return path
-    here, todo = "/dev", straight.split("/")[:1:-1]
-    for _ in range(_MAX_LINKS + len(todo)):
-        if not todo:
-            return here
-        here = f"{here}/{todo.pop()}"
-        try:
-            link = os.readlink(here)
-        except OSError:  # no link, or nothing there
-            continue
-        full = posixpath.normpath(posixpath.join(posixpath.dirname(here), link))
-        if not full.startswith("/dev/"):
-            break
-        here, todo = "/dev", todo + full.split("/")[:1:-1]
-    return path
 
 
 class MountTable:
@@ -254,24 +229,9 @@ def _with_names(mounts: dict[int, Mount], old: Mounts) -> dict[int, Mount]:
     """Name the sources; a mount that was there keeps its names, even if its device node is gone."""
     for number, mount in mounts.items():
         before = old.get(number)
-        known = before.names if before and before.key == mount.key else _names(mount.source)
-        mounts[number] = replace(mount, names=known)
+        if before and before.key == mount.key:
+            mounts[number] = replace(mount, names=before.names, node=before.node)
+        else:
+            names, node = names_of(mount.source)
+            mounts[number] = replace(mount, names=names, node=node)
     return mounts
-
-
-def _names(source: str) -> tuple[str, ...]:
-    if not source.startswith("/dev/"):
-        return (source,)
-    node = device_node(source)
-    loop = _LOOP.fullmatch(node)
-    image = _backing_file(loop[1]) if loop else None
-    return tuple(dict.fromkeys(name for name in (source, node, image) if name))
-
-
-def _backing_file(loop: str) -> str | None:
-    """Give the image of a loop device. Source: Documentation/ABI/testing/sysfs-block-loop."""
-    try:
-        raw = Path("/sys/block", loop, "loop/backing_file").read_bytes()
-    except OSError:
-        return None
-    return os.fsdecode(raw.removesuffix(b"\n"))
