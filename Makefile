@@ -7,6 +7,6 @@ RUN := $(VENV)/bin/python
 setup: ; @sh tools/setup $(PYTHON) $(VENV)
 demo: setup ; @sh tools/demo $(RUN)
 check: setup ; @$(RUN) -m pytest tests
-check-long: setup ; @HYPOTHESIS_PROFILE=long $(RUN) -m pytest tests
+check-long: setup ; @HYPOTHESIS_PROFILE=long $(RUN) -m pytest tests/core
 bench: setup ; @$(RUN) -m tests.bench
 clean: ; rm -rf $(VENV) build dist *.egg-info .coverage*

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from storaged_conn.bus.connection import BusLostError
+from storaged_conn.config import load
 from storaged_conn.daemon import Daemon, NameTakenError, Settings
 from storaged_conn.errors import StoreError
 
@@ -45,12 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _arguments().parse_args(argv)
     _set_up_logging(options.log_level)
     os.umask(0o077)
+    config, complaints = load(options.config_root)
+    for complaint in complaints:
+        logger.warning("%s", complaint)
     settings = Settings(
         options.bus,
         options.state_dir,
         options.runtime_dir,
         tuple(options.mount_root or MOUNT_ROOTS),
         options.enable_simulated,
+        config,
     )
     try:
         asyncio.run(Daemon(settings).run())
@@ -78,6 +83,13 @@ def _arguments() -> argparse.ArgumentParser:
         action="append",
         metavar="DIR",
         help=f"where clients may have things mounted; may be repeated (default: {roots})",
+    )
+    add(
+        "--config-root",
+        type=_directory,
+        default="/",
+        metavar="DIR",
+        help="where etc/storaged-conn/storaged-conn.conf is (default: /)",
     )
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     add("--enable-simulated", action="store_true", help="allow simulated: connections, for tests")

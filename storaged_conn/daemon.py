@@ -12,11 +12,13 @@ from typing import Final
 
 from storaged_conn.bus.connection import Bus, BusLostError
 from storaged_conn.bus.wire import Field, Message
+from storaged_conn.config import Config
 from storaged_conn.core.model import Record
 from storaged_conn.drivers.base import Driver
 from storaged_conn.drivers.file import FileDriver
 from storaged_conn.drivers.posix import PosixDriver
 from storaged_conn.drivers.simulated import SimulatedDriver
+from storaged_conn.errors import StoreError
 from storaged_conn.front.authorize import Authority
 from storaged_conn.front.callers import Callers
 from storaged_conn.front.contract import load
@@ -30,9 +32,14 @@ from storaged_conn.manager import Manager
 from storaged_conn.names import CONNECTION, DBUS, SERVICE
 from storaged_conn.sources.directories import DirectorySource
 from storaged_conn.sources.mounts import MountSource
+from storaged_conn.sources.routes import RouteSource
+from storaged_conn.sources.servers import ServerSource
+from storaged_conn.sources.sleep import SleepSource
 from storaged_conn.store import Store
 from storaged_conn.system.mountinfo import MountTable
 from storaged_conn.system.notify import notify, watchdog_interval
+from storaged_conn.system.routes import Routes
+from storaged_conn.system.servers import Servers
 
 DO_NOT_QUEUE: Final = 4
 PRIMARY_OWNER: Final = 1
@@ -58,6 +65,7 @@ class Settings:
     runtime_dir: Path
     mount_roots: tuple[Path, ...]
     simulated: bool
+    config: Config
 
 
 class _StopError(Exception):
@@ -92,6 +100,7 @@ class Daemon:
     async def _serve(
         self, bus: Bus, store: Store, records: list[Record], stop: asyncio.Event
     ) -> None:
+        failure: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
                 parts = await _build(self._settings, bus, store, tasks)
@@ -104,6 +113,10 @@ class Daemon:
             with suppress(TimeoutError):
                 async with asyncio.timeout(FLUSH):
                     await bus.flush()
+        except* (BusLostError, NameTakenError, StoreError) as group:
+            failure = group.exceptions[0]
+        if failure:
+            raise failure
 
 
 @dataclass(slots=True)
@@ -115,6 +128,8 @@ class _Parts:
     lifetimes: Lifetimes
     store: Store
     status: "_Status"
+    audit: float
+    _audit: asyncio.TimerHandle | None = None
 
     async def restore(self, records: Sequence[Record]) -> None:
         """Take up what was managed before; forget what was to end with its boot or its caller."""
@@ -132,17 +147,34 @@ class _Parts:
         """Tell the bus and systemd that the service is there."""
         self.objects.announce()
         self.status.ready()
+        self._audit_later()
 
     def close(self) -> None:
         """Stop watching and trying."""
+        if self._audit:
+            self._audit.cancel()
         self.status.close()
         self.manager.stop()
+
+    def _audit_later(self) -> None:
+        if self.audit:
+            loop = asyncio.get_running_loop()
+            self._audit = loop.call_later(self.audit, self._audit_now)
+
+    def _audit_now(self) -> None:
+        self.manager.audit()
+        self._audit_later()
 
 
 async def _build(settings: Settings, bus: Bus, store: Store, tasks: asyncio.TaskGroup) -> _Parts:
     table = MountTable()
-    drivers, sources = _drivers(settings, table), (MountSource(table), DirectorySource(table))
+    servers = Servers(Routes(), settings.config.keepalive, tasks.create_task)
+    drivers = _drivers(settings, table, servers)
+    sleep = SleepSource(bus, tasks.create_task)
+    network = (RouteSource(servers), ServerSource(servers))
+    sources = (MountSource(table), DirectorySource(table), *network, sleep)
     manager = Manager(drivers, sources, store, tasks.create_task)
+    sleep.pause, sleep.resume = manager.pause, partial(_wake_up, manager, servers)
     for driver in drivers:
         if isinstance(driver, SimulatedDriver):
             driver.news = partial(manager.look, hint=True)
@@ -158,15 +190,20 @@ async def _build(settings: Settings, bus: Bus, store: Store, tasks: asyncio.Task
     faces = (ManagerFace(manager, objects, lifetimes), ConnectionFace(manager, waits))
     tree = Tree(contract, objects, faces, manager.option_table(), _machine_id())
     Dispatcher(bus, tree, Authority(callers), tasks.create_task)
-    return _Parts(manager, objects, lifetimes, store, status)
+    return _Parts(manager, objects, lifetimes, store, status, settings.config.audit)
 
 
-def _drivers(settings: Settings, table: MountTable) -> list[Driver]:
+def _wake_up(manager: Manager, servers: Servers) -> None:
+    manager.resume()
+    servers.retry()
+
+
+def _drivers(settings: Settings, table: MountTable, servers: Servers) -> list[Driver]:
     drivers: list[Driver] = [
         FileDriver(table, settings.runtime_dir, settings.mount_roots),
         PosixDriver(table, settings.runtime_dir, settings.mount_roots),
     ]
-    return [*drivers, SimulatedDriver()] if settings.simulated else drivers
+    return [*drivers, SimulatedDriver(servers)] if settings.simulated else drivers
 
 
 def _describe(manager: Manager, cid: str) -> dict[str, object] | None:

@@ -8,6 +8,7 @@
       AttemptError        the world said no, to one attempt of one connection
         TemporaryError    the next attempt may succeed:  waiting
           MissingError  UnreachableError  TimedOutError  BusyError  TroubleError
+          NoNetworkError  NoAddressError  NameResolutionError  ServerRefusedError
         PermanentError    the same answer would come again, until something changes:  failed
           RefusedError  AuthenticationError  UnusableError  InternalError
       StoreError          the records cannot be kept or read
@@ -127,6 +128,38 @@ class TroubleError(TemporaryError):
     name = "Failed"
     code = 24
     reason = "attempt-failed"
+
+
+class NoNetworkError(TemporaryError):
+    """This host has no way to the server: no route, or an interface that is down."""
+
+    name = "NoNetwork"
+    code = 25
+    reason = "network-unreachable"
+
+
+class NoAddressError(TemporaryError):
+    """There is a route, and this host has no address to use on it (yet)."""
+
+    name = "NoAddress"
+    code = 26
+    reason = "no-address"
+
+
+class NameResolutionError(TemporaryError):
+    """The server's name could not be resolved."""
+
+    name = "NameResolution"
+    code = 27
+    reason = "name-resolution"
+
+
+class ServerRefusedError(TemporaryError):
+    """The server is there, and nothing answers on that port."""
+
+    name = "ServerRefused"
+    code = 28
+    reason = "server-refused"
 
 
 class PermanentError(AttemptError):

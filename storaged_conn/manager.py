@@ -37,7 +37,7 @@ from storaged_conn.errors import (
     NotSupportedError,
     RequestError,
 )
-from storaged_conn.runner import Runner, Spawn
+from storaged_conn.runner import Runner, Spawn, Surroundings
 from storaged_conn.sources.base import Source
 from storaged_conn.unmanaged import Listener, Unmanaged, View
 
@@ -98,7 +98,9 @@ class Manager:
         self._drivers = drivers
         self._sources = sources
         self._store = records
-        self._spawn = spawn
+        self._awake = asyncio.Event()
+        self._awake.set()
+        self._surroundings = Surroundings(spawn, self._runner_changed, self._awake)
         self._records: dict[str, Record] = {}
         self._runner_of: dict[str, Runner] = {}
         self._runners: dict[Target, Runner] = {}
@@ -142,10 +144,20 @@ class Manager:
         self._unmanaged.refresh_soon()
 
     def resync(self) -> None:
-        """Have everything looked at again, after events may have been lost."""
-        for runner in self._runners.values():
-            runner.look(hint=True)
-        self._unmanaged.refresh_soon()
+        """Have everything looked at again, and tried, after events may have been lost."""
+        self._look_at_all(hint=True)
+
+    def audit(self) -> None:
+        """Have everything looked at again, though nothing is known to have happened."""
+        self._look_at_all(hint=False)
+
+    def pause(self) -> None:
+        """Begin no attempt from now on: the host is about to sleep."""
+        self._awake.clear()
+
+    def resume(self) -> None:
+        """Go on."""
+        self._awake.set()
 
     # what clients ask for
 
@@ -263,6 +275,11 @@ class Manager:
 
     # inside
 
+    def _look_at_all(self, *, hint: bool) -> None:
+        for runner in tuple(self._runners.values()):
+            runner.look(hint=hint)
+        self._unmanaged.refresh_soon()
+
     def _driver(self, uri: str) -> Driver:
         scheme = check_uri(uri)
         for driver in self._drivers:
@@ -321,7 +338,7 @@ class Manager:
 
     def _add_runner(self, driver: Driver, target: Target) -> Runner:
         machine = Machine(random.random())  # noqa: S311  # spreads waits, keeps no secret
-        runner = Runner(target, driver, machine, self._spawn, self._runner_changed)
+        runner = Runner(target, driver, machine, self._surroundings)
         self._runners[target] = runner
         for topic in driver.topics(target):
             if topic.kind == "mount":

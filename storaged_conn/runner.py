@@ -5,6 +5,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Final
 
 from storaged_conn.core.machine import (
@@ -49,6 +50,21 @@ PUBLIC: Final = {
 """The states of dbus/org.storage.Connection1.xml."""
 
 
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all runners share.
+
+    Attributes:
+        spawn: starts operations and looks.
+        changed: is called with a runner after everything that may show.
+        awake: attempts begin only while it is set.
+    """
+
+    spawn: Spawn
+    changed: Callable[["Runner"], None]
+    awake: asyncio.Event
+
+
 class Runner:
     """One real connection, alive.
 
@@ -63,8 +79,7 @@ class Runner:
         target: Target,
         driver: Driver,
         machine: Machine,
-        spawn: Spawn,
-        changed: Callable[["Runner"], None],
+        surroundings: Surroundings,
     ) -> None:
         """Nothing is started before somebody holds it.
 
@@ -72,8 +87,7 @@ class Runner:
             target: which connection.
             driver: that of its scheme.
             machine: a new one.
-            spawn: starts the operations and looks.
-            changed: is called after everything that may show.
+            surroundings: shared with the other runners.
         """
         self.target = target
         self.driver = driver
@@ -81,8 +95,9 @@ class Runner:
         self.present: Present | None = None
         self.error: AttemptError | None = None
         self.since = time.time_ns() // 1000
-        self._spawn = spawn
-        self._changed = changed
+        self._spawn = surroundings.spawn
+        self._changed = surroundings.changed
+        self._awake = surroundings.awake
         self._timer: asyncio.TimerHandle | None = None
         self._wish: bool | None = None  # a look is due, and whether it is for a hint
         self._looking = False
@@ -107,7 +122,7 @@ class Runner:
             case State.CONNECTING | State.WITHDRAWING:
                 return ""
             case _:
-                return self.error.reason if self.error else "lost" if self._lost else ""
+                return self.error.reason if self.error else "retry-scheduled"
 
     def next_attempt(self) -> int:
         """Give the microseconds of real time at which the next attempt is due, or 0."""
@@ -159,7 +174,7 @@ class Runner:
         if self.state != before:
             self.since = time.time_ns() // 1000
         if self.machine.state is State.CONNECTED:
-            self._lost = False
+            self._lost, self.error = False, None  # also where it was found, or never went
         self._say()
         if command:
             self._spawn(self._operate(command))
@@ -184,7 +199,9 @@ class Runner:
     async def _operate(self, command: Command) -> None:
         try:
             if command is Command.CONNECT:
-                self.present = await self.driver.connect(self.target)
+                await self._awake.wait()
+                if self.machine.state is State.CONNECTING:  # still wanted, right before the act
+                    self.present = await self.driver.connect(self.target)
             else:
                 await self.driver.disconnect(self.target, self.present)
                 self.present = None
@@ -193,6 +210,7 @@ class Runner:
             self.error = error
         except Exception as defect:  # noqa: BLE001  # see _contain
             self.error = self._contain(defect)
+        self._lost = self._lost and not self.error
         self.apply(self._outcome(command))
         if self.present and not self.present.responsive and self.machine.state in UP:
             self.apply(Stalled(self.present.ours))

@@ -89,7 +89,7 @@ def children() -> set[int]:
     """
     found: set[int] = set()
     for task in Path("/proc/self/task").iterdir():
-        with suppress(ProcessLookupError):  # the thread has ended
+        with suppress(ProcessLookupError, FileNotFoundError):  # the thread has ended
             found |= set(map(int, (task / "children").read_text().split()))
     return found
 

@@ -9,7 +9,7 @@ import pytest
 from storaged_conn.core.machine import Machine, State
 from storaged_conn.core.model import Absent, Present, Target
 from storaged_conn.errors import AuthenticationError, BusyError, TimedOutError, UnreachableError
-from storaged_conn.runner import Runner
+from storaged_conn.runner import Runner, Surroundings
 from tests.fakes import FakeDriver, News
 
 TARGET = Target("fake:a")
@@ -19,8 +19,15 @@ class Stage:
     def __init__(self, tasks: asyncio.TaskGroup) -> None:
         self.driver = FakeDriver()
         self.news = News()
+        self.awake = asyncio.Event()
+        self.awake.set()
         self.history: list[tuple[str, str]] = []
-        self.runner = Runner(TARGET, self.driver, Machine(0.5), tasks.create_task, self.changed)
+        self.runner = Runner(
+            TARGET,
+            self.driver,
+            Machine(0.5),
+            Surroundings(tasks.create_task, self.changed, self.awake),
+        )
 
     def changed(self, runner: Runner) -> None:
         self.history.append((runner.state, runner.reason))
@@ -101,6 +108,8 @@ async def test_retry_does_not_wait_for_the_timer(stage: Stage) -> None:
 async def test_a_connection_that_comes_too_late_is_undone(stage: Stage) -> None:
     stage.driver.free.clear()
     stage.runner.hold("c")
+    await asyncio.sleep(0)
+    assert stage.calls == ["connect"]
     stage.runner.release("c")
     stage.driver.free.set()
     await stage.news.until(lambda: stage.runner.machine.state is State.ABSENT)
@@ -192,6 +201,25 @@ async def test_a_busy_connection_is_given_up_later(stage: Stage) -> None:
     assert (stage.runner.state, stage.runner.reason) == ("disconnecting", "busy")
     await stage.news.until(lambda: stage.runner.machine.state is State.ABSENT)
     assert stage.calls == ["connect", "disconnect", "disconnect"]
+
+
+async def test_no_attempt_begins_while_the_host_sleeps(stage: Stage) -> None:
+    stage.awake.clear()
+    stage.runner.hold("c")
+    await asyncio.sleep(0)
+    assert stage.calls == []
+    stage.awake.set()
+    await stage.until("connected")
+
+
+async def test_what_nobody_wants_after_a_sleep_is_not_attempted(stage: Stage) -> None:
+    stage.awake.clear()
+    stage.runner.hold("c")
+    await asyncio.sleep(0)
+    stage.runner.release("c")
+    stage.awake.set()
+    await stage.news.until(lambda: stage.runner.machine.state is State.ABSENT)
+    assert stage.calls == []
 
 
 async def test_attempts_that_end_alike_are_logged_once(

@@ -18,7 +18,6 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
-from importlib.metadata import version
 from struct import Struct
 from struct import error as StructError
 from typing import Any, Final, NewType
@@ -26,6 +25,7 @@ from typing import Any, Final, NewType
 if sys.version_info >= (3, 15):  # removed there; dbus_next.service only names it
     typing.no_type_check_decorator = lambda decorator: decorator
 
+from dbus_next.__version__ import __version__
 from dbus_next._private.marshaller import Marshaller
 from dbus_next._private.unmarshaller import Unmarshaller
 from dbus_next.signature import SignatureTree, Variant
@@ -34,7 +34,7 @@ from storaged_conn.core.model import SIGNATURES
 
 __all__ = ["Entry", "Field", "Flag", "Kind", "Message", "Variant"]
 
-if version("dbus-next") != "0.2.3":
+if __version__ != "0.2.3":
     raise ImportError("storaged-conn relies on private names of dbus-next 0.2.3; install that")
 
 MAX_HEADER: Final = 16 * 1024

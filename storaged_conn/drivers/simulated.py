@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """`simulated:NAME`: the whole service without a kernel, for tests, scale runs and benchmarks.
 
+`simulated://HOST:PORT/NAME` needs a server that answers there, and nothing else of it.
+
 The options say how this storage behaves; all times are milliseconds and 0 by default. Nothing here
 is random, and nothing outlives the process.
 """
@@ -12,6 +14,7 @@ from urllib.parse import quote, unquote
 
 from storaged_conn.core.model import Absent, Observation, Present, Target, Topic, Value
 from storaged_conn.drivers.base import Driver
+from storaged_conn.drivers.server import read_server
 from storaged_conn.errors import (
     AttemptError,
     AuthenticationError,
@@ -21,6 +24,8 @@ from storaged_conn.errors import (
     RefusedError,
     UnreachableError,
 )
+from storaged_conn.system.sentinel import Address
+from storaged_conn.system.servers import Servers
 
 FAILURES: Mapping[str, type[AttemptError]] = {
     error.name: error
@@ -46,8 +51,9 @@ class SimulatedDriver(Driver):
         "stall": "b",  # in an outage the kernel keeps it, and the server is silent
     }
 
-    def __init__(self) -> None:
+    def __init__(self, servers: Servers) -> None:
         """A world where nothing is connected yet."""
+        self._servers = servers
         self.news: Callable[[Topic], None] = lambda topic: None
         self._up: set[Target] = set()
         self._out: set[Target] = set()
@@ -65,27 +71,44 @@ class SimulatedDriver(Driver):
 
     def parse(self, uri: str, options: Mapping[str, Value]) -> Target:
         """See Driver."""
-        name = unquote(uri.partition(":")[2])
+        rest = uri.partition(":")[2]
+        server = read_server(uri) if rest.startswith("//") else None
+        name = unquote(rest[2:].partition("/")[2] if server else rest)
         if not name or "/" in name:
-            raise InvalidArgumentError("uri: write it as simulated:NAME, without a slash")
+            raise InvalidArgumentError(
+                "uri: write it as simulated:NAME or simulated://HOST:PORT/NAME"
+            )
         if options.get("fail-with", "Unreachable") not in FAILURES:
             names = ", ".join(FAILURES)
             raise InvalidArgumentError(f"options: 'fail-with' must be one of {names}")
         for key, value in options.items():
             if isinstance(value, int) and value < 0:
                 raise InvalidArgumentError(f"options: {key!r} must not be negative")
-        return Target(f"simulated:{quote(name)}", tuple(sorted(options.items())))
+        prefix = f"//{server.text}/" if server else ""
+        return Target(f"simulated:{prefix}{quote(name)}", tuple(sorted(options.items())))
 
     def topics(self, target: Target) -> frozenset[Topic]:
         """See Driver."""
-        return frozenset({Topic("simulated", target.uri)})
+        server = _server(target)
+        own = {Topic("simulated", target.uri)}
+        return frozenset(own | {Topic("server", server.text)} if server else own)
 
     async def observe(self, target: Target) -> Observation:
         """See Driver."""
+        server = _server(target)
+        if server and self._servers.failure(server):
+            return self._present(target) if target.option("stall") else Absent()
         return self._present(target) if target in self._up else Absent()
 
     async def connect(self, target: Target) -> Present:
         """See Driver."""
+        server = _server(target)
+        if server:
+            async with self._servers.reach(server):
+                return await self._connect(target)
+        return await self._connect(target)
+
+    async def _connect(self, target: Target) -> Present:
         await self._pass_time(target)
         tries = self._tries[target] = self._tries.get(target, 0) + 1
         if tries <= _number(target, "fail-first") or target in self._out:
@@ -116,8 +139,11 @@ class SimulatedDriver(Driver):
 
     def _present(self, target: Target) -> Present:
         name = target.uri.partition(":")[2]
-        stalled = target in self._out
+        server = _server(target)
+        stalled = target in self._out or bool(server and self._servers.failure(server))
         info: dict[str, Value] = {"name": name, "latencyMs": _number(target, "latency-ms")}
+        if server:
+            info |= {"hostname": server.host, "port": server.port}
         return Present(f"simulated-{name}", ours=True, responsive=not stalled, info=info)
 
     async def _pass_time(self, target: Target) -> None:
@@ -140,6 +166,11 @@ class SimulatedDriver(Driver):
     def _end_outage(self, target: Target) -> None:
         self._out.discard(target)
         self.news(Topic("simulated", target.uri))
+
+
+def _server(target: Target) -> Address | None:
+    authority = target.uri.partition("://")[2].partition("/")[0]
+    return Address.read(authority) if authority else None
 
 
 def _number(target: Target, name: str) -> int:

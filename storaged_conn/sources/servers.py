@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Tells when a server stops answering, and when it answers again."""
+
+from collections.abc import Callable
+
+from storaged_conn.core.model import Topic
+from storaged_conn.sources.base import Look, Source
+from storaged_conn.system.sentinel import Address
+from storaged_conn.system.servers import Servers
+
+KIND = "server"
+"""Topics of this kind are named HOST:PORT, as in a URI."""
+
+
+class ServerSource(Source):
+    """Keeps a sentinel at every server that a connection needs."""
+
+    def __init__(self, servers: Servers) -> None:
+        """Nothing is watched before `start`."""
+        self._servers = servers
+        self._look: Look | None = None
+
+    def start(self, look: Look, resync: Callable[[], None]) -> None:
+        """See Source; nothing is ever missed, so `resync` is not needed."""
+        self._look = look
+        self._servers.listeners.append(self._tell)
+
+    def close(self) -> None:
+        """See Source."""
+        self._servers.close()
+
+    def watch(self, topic: Topic) -> None:
+        """See Source."""
+        if topic.kind == KIND:
+            self._servers.watch(Address.read(topic.name))
+
+    def unwatch(self, topic: Topic) -> None:
+        """See Source."""
+        if topic.kind == KIND:
+            self._servers.unwatch(Address.read(topic.name))
+
+    def _tell(self, address: Address, answers: bool) -> None:  # noqa: FBT001  # a listener's shape
+        if self._look:
+            self._look(Topic(KIND, address.text), hint=answers)
