@@ -317,16 +317,22 @@ class Manager:
     def _claim_places(self, driver: Driver, target: Target) -> None:
         places = [topic for topic in driver.topics(target) if topic.kind == "mount"]
         for place in places:
-            if self._places.get(place, target) != target:
+            owner = self._places.get(place, target)
+            if owner != target and self._is_wanted(owner):  # what is ending makes room by itself
                 raise InvalidArgumentError(
-                    f"options: 'mountpoint' {place.name!r} is taken by {self._places[place].uri}"
+                    f"options: 'mountpoint' {place.name!r} is taken by {owner.uri}"
                 )
         self._places |= dict.fromkeys(places, target)
+
+    def _is_wanted(self, target: Target) -> bool:
+        runner = self._runners.get(target)
+        return bool(self._expected[target] or (runner and runner.machine.holders))
 
     def _forget_places(self, driver: Driver, target: Target) -> None:
         if target not in self._runners and not self._expected[target]:
             for topic in driver.topics(target):
-                self._places.pop(topic, None)
+                if self._places.get(topic) == target:
+                    del self._places[topic]
 
     def _take_up(self, record: Record, driver: Driver, target: Target) -> None:
         runner = self._runners.get(target) or self._add_runner(driver, target)

@@ -205,6 +205,20 @@ async def test_a_mount_point_is_for_one_connection(stage: Stage) -> None:
     await stage.manage("fake:b", "d", mountpoint=("s", "/mnt/a"))
 
 
+async def test_a_mount_point_is_free_as_soon_as_nobody_wants_what_is_there(stage: Stage) -> None:
+    place = ("s", "/mnt/a")
+    await stage.manage("fake:a", "c", mountpoint=place)
+    await stage.until("c", "connected")
+    stage.driver.free.clear()
+    await stage.manager.unmanage("c")  # begins to disconnect
+    await stage.manage("fake:b", "c", mountpoint=place)
+    stage.driver.free.set()
+    await stage.driver.gone("fake:a")
+    await stage.until("c", "connected")
+    with pytest.raises(InvalidArgumentError, match="mountpoint"):
+        await stage.manage("fake:a", "d", mountpoint=place)  # it did not take the place along
+
+
 async def test_what_others_connected_is_listed_adopted_and_left_alone(stage: Stage) -> None:
     stage.driver.foreigners.append(ABROAD)
     stage.driver.kernel["fake:abroad"] = ABROAD.present

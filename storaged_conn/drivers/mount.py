@@ -127,8 +127,8 @@ class MountDriver(Driver):
         mount = self.table.at(place.target)
         if mount and self._is_own(target, mount):
             return self.present(mount, ours=True) if self._is_sound(target, mount) else Absent()
-        if mount and self.matches(target, mount):
-            return self.present(mount, ours=False)
+        if mount and self.matches(target, mount) and not self._marks.has(mount):
+            return self.present(mount, ours=False)  # one of ours for other options is ending
         if not target.option("mountpoint"):
             for other in self.candidates(target):
                 if self.is_seen(other) and not self._marks.has(other):
