@@ -3,12 +3,12 @@
 
 import asyncio
 import signal
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from storaged_conn.bus.connection import Bus, BusLostError
 from storaged_conn.bus.wire import Field, Message
@@ -31,15 +31,19 @@ from storaged_conn.front.waits import Waits
 from storaged_conn.manager import Manager
 from storaged_conn.names import CONNECTION, DBUS, SERVICE
 from storaged_conn.sources.directories import DirectorySource
+from storaged_conn.sources.iscsi import TRANSPORTS, IscsiSource
 from storaged_conn.sources.mounts import MountSource
 from storaged_conn.sources.routes import RouteSource
 from storaged_conn.sources.servers import ServerSource
 from storaged_conn.sources.sleep import SleepSource
+from storaged_conn.sources.uevents import UeventSource
 from storaged_conn.store import Store
 from storaged_conn.system.mountinfo import MountTable
 from storaged_conn.system.notify import notify, watchdog_interval
 from storaged_conn.system.routes import Routes
 from storaged_conn.system.servers import Servers
+
+T = TypeVar("T")
 
 DO_NOT_QUEUE: Final = 4
 PRIMARY_OWNER: Final = 1
@@ -92,9 +96,9 @@ class Daemon:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         store = Store(self._settings.state_dir / "connections.db")
         records = store.open()
-        with closing(store):
-            bus = await Bus.open(self._settings.bus, max_message=MAX_CALL)
-            with closing(bus), suppress(_StopError):
+        with closing(store), suppress(_StopError):
+            bus = await _unless(stop, Bus.open(self._settings.bus, max_message=MAX_CALL))
+            with closing(bus):
                 await self._serve(bus, store, records, stop)
 
     async def _serve(
@@ -105,8 +109,8 @@ class Daemon:
             async with asyncio.TaskGroup() as tasks:
                 parts = await _build(self._settings, bus, store, tasks)
                 with closing(parts):
-                    await parts.restore(records)
-                    await _take_name(bus)
+                    await _unless(stop, parts.restore(records))
+                    await _unless(stop, _take_name(bus))
                     parts.announce()
                     await _until(stop, bus)
         except* _StopError:
@@ -172,7 +176,9 @@ async def _build(settings: Settings, bus: Bus, store: Store, tasks: asyncio.Task
     drivers = _drivers(settings, table, servers)
     sleep = SleepSource(bus, tasks.create_task)
     network = (RouteSource(servers), ServerSource(servers))
-    sources = (MountSource(table), DirectorySource(table), *network, sleep)
+    iscsi = IscsiSource()
+    devices = (UeventSource({TRANSPORTS: iscsi.open}), iscsi)
+    sources = (MountSource(table), DirectorySource(table), *network, *devices, sleep)
     manager = Manager(drivers, sources, store, tasks.create_task)
     sleep.pause, sleep.resume = manager.pause, partial(_wake_up, manager, servers)
     for driver in drivers:
@@ -234,6 +240,25 @@ async def _take_name(bus: Bus) -> None:
 def _watch_name(bus: Bus, message: Message) -> None:
     if message.text(Field.SENDER) == DBUS and message.text(Field.MEMBER) == "NameLost":
         bus.close(BusLostError(f"{SERVICE} was taken from us"))
+
+
+async def _unless(stop: asyncio.Event, doing: Coroutine[object, object, T]) -> T:
+    """Do something, such as wait for a bus that does not answer, until the service is to stop.
+
+    Raises:
+        _StopError: it is, and what was being done is cancelled.
+    """
+    task, stopping = asyncio.ensure_future(doing), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+    if task.cancelled():
+        raise _StopError
+    return task.result()
 
 
 async def _until(stop: asyncio.Event, bus: Bus) -> None:

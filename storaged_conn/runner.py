@@ -72,6 +72,7 @@ class Runner:
         present: what the kernel has of it, as seen last.
         error: what the last operation failed with, or None.
         since: microseconds of real time at which the public state changed last.
+        next_attempt: microseconds of real time at which the next attempt is due, or 0.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Runner:
         self.present: Present | None = None
         self.error: AttemptError | None = None
         self.since = time.time_ns() // 1000
+        self.next_attempt = 0
         self._spawn = surroundings.spawn
         self._changed = surroundings.changed
         self._awake = surroundings.awake
@@ -123,14 +125,6 @@ class Runner:
                 return ""
             case _:
                 return self.error.reason if self.error else "retry-scheduled"
-
-    def next_attempt(self) -> int:
-        """Give the microseconds of real time at which the next attempt is due, or 0."""
-        deadline = self.machine.deadline
-        if deadline is None or self.machine.state is State.STUCK:
-            return 0
-        remaining = deadline - asyncio.get_running_loop().time()
-        return int(time.time_ns() // 1000 + remaining * 1e6)
 
     def hold(self, cid: str) -> None:
         """Let a connection id want this."""
@@ -168,9 +162,9 @@ class Runner:
         if self._timer:
             self._timer.cancel()
             self._timer = None
+        self.next_attempt = 0
         if self.machine.deadline is not None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_at(self.machine.deadline, self._expire)
+            self._arm(self.machine.deadline)
         if self.state != before:
             self.since = time.time_ns() // 1000
         if self.machine.state is State.CONNECTED:
@@ -180,6 +174,12 @@ class Runner:
             self._spawn(self._operate(command))
         self._changed(self)
         self._look_if_due()
+
+    def _arm(self, deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_at(deadline, self._expire)
+        if self.machine.state is not State.STUCK:  # there it is not an attempt to connect
+            self.next_attempt = int(time.time_ns() // 1000 + (deadline - loop.time()) * 1e6)
 
     def _expire(self) -> None:
         self.apply(TimerExpired())
@@ -242,10 +242,17 @@ class Runner:
             return
         if isinstance(observed, Present):
             self.present = observed
-        event = reconcile(self.machine.state, observed, hint=hint)
-        if event:
-            self.apply(event)
+        self._reconcile(observed, hint=hint)
         self._look_if_due()
+
+    def _reconcile(self, observed: Observation, *, hint: bool) -> None:
+        """Apply what was seen until it says nothing new: what is found may be silent, too."""
+        state = None
+        while state is not self.machine.state:
+            state = self.machine.state
+            event = reconcile(state, observed, hint=hint)
+            if event:
+                self.apply(event)
 
     async def _observe(self) -> Observation:
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What holds for all tests: how long hypothesis may take, no leaks, and no skips where all can run."""
+"""What holds for all tests: how long hypothesis may take, no leaks, and no skips in CI."""
 
 import asyncio
 import inspect
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 STEPS: Final = pytest.StashKey[int]()
-SKIPS: Final = pytest.StashKey[list[str]]()
 
-# A busy machine is slow, which is no failure: hence no deadline.
+# A busy machine is slow, which is no failure: hence no deadline. To shrink one failing case well is
+# worth more than to explain it, or to find others: either takes minutes.
 settings.register_profile(
     "quick",
     max_examples=250,
@@ -23,6 +23,8 @@ settings.register_profile(
     derandomize=True,
     deadline=None,
     print_blob=True,
+    report_multiple_bugs=False,
+    phases=set(Phase) - {Phase.explain},
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.register_profile(
@@ -41,7 +43,7 @@ class Ledger:
     def __init__(self, config: pytest.Config) -> None:
         self.stash = config.stash
         self.stash[STEPS] = 0
-        self.stash[SKIPS] = []
+        self.skips: list[str] = []
         self.strict = bool(os.environ.get("CI"))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -54,18 +56,18 @@ class Ledger:
     def note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
         if report.skipped:
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
-            self.stash[SKIPS].append(f"{report.nodeid}: {reason}")
+            self.skips.append(f"{report.nodeid}: {reason}")
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if self.strict and self.stash[SKIPS]:
+        if self.strict and self.skips:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self.stash[STEPS]:
             terminalreporter.write_line(f"{self.stash[STEPS]} steps of the state machine were made")
-        if self.strict and self.stash[SKIPS]:
+        if self.strict and self.skips:
             terminalreporter.section("failed: CI is set, and these were skipped", red=True)
-            terminalreporter.write_line("\n".join(self.stash[SKIPS]))
+            terminalreporter.write_line("\n".join(self.skips))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -56,7 +56,7 @@ async def test_what_is_held_is_connected(stage: Stage) -> None:
     await stage.until("connected")
     assert stage.runner.reason == ""
     assert stage.runner.present == Present("fake-a", ours=True)
-    assert stage.runner.next_attempt() == 0
+    assert stage.runner.next_attempt == 0
 
 
 async def test_a_temporary_failure_waits_with_its_reason(stage: Stage) -> None:
@@ -65,7 +65,7 @@ async def test_a_temporary_failure_waits_with_its_reason(stage: Stage) -> None:
     await stage.until("waiting")
     assert stage.runner.reason == "server-unreachable"
     assert isinstance(stage.runner.error, UnreachableError)
-    in_seconds = stage.runner.next_attempt() / 1e6 - time.time()
+    in_seconds = stage.runner.next_attempt / 1e6 - time.time()
     assert 0 < in_seconds <= 1
 
 
@@ -184,6 +184,15 @@ async def test_a_silent_server_shows_and_its_return_too(stage: Stage) -> None:
     stage.runner.look(hint=False)
     await stage.until("connected")
     assert stage.calls == ["connect"]
+
+
+async def test_what_is_found_silent_while_waiting_is_not_called_connected(stage: Stage) -> None:
+    stage.driver.failures.append(UnreachableError("not yet"))
+    stage.runner.hold("c")
+    await stage.until("waiting")
+    stage.driver.seen.append(Present("fake-a", ours=False, responsive=False))
+    stage.runner.look(hint=False)
+    await stage.until("unresponsive")
 
 
 async def test_a_server_that_is_silent_from_the_start_shows(stage: Stage) -> None:

@@ -59,7 +59,7 @@ def _condition(view: View) -> dict[str, object]:
         "LastError": error.code if error else 0,
         "LastErrorName": error.dbus_name if error else "",
         "LastErrorMessage": str(error) if error else "",
-        "NextAttempt": runner.next_attempt() if runner else 0,
+        "NextAttempt": runner.next_attempt if runner else 0,
         "Attempts": runner.machine.attempts if runner else 0,
         "Reconnects": runner.machine.reconnects if runner else 0,
     }

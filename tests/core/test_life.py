@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Anything may happen in any order, to several connections: what must hold holds after each step."""
+"""Anything may happen, in any order, to several connections: what must hold holds all the time."""
 
+import faulthandler
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum, auto
 from typing import Final
 
-import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -27,7 +27,7 @@ from storaged_conn.core.machine import (
     Hint,
     State,
 )
-from tests.core.world import Answer, World
+from tests.core.world import World
 
 STORAGES: Final = ("nas", "san", "usb")
 CIDS: Final = ("a", "b", "c", "d", "e")
@@ -109,14 +109,14 @@ class Life(RuleBasedStateMachine):
 
     @precondition(lambda self: self.running)
     @rule(storage=one_of("running"), heard=st.booleans())
-    def an_operation_succeeds(self, storage: str, heard: bool) -> None:
+    def an_operation_succeeds(self, storage: str, *, heard: bool) -> None:
         self.world.take_effect(storage)
         if heard:
             self.world.answer(storage)
 
     @precondition(lambda self: self.running)
     @rule(storage=one_of("running"), refused=st.booleans(), heard=st.booleans())
-    def an_operation_fails(self, storage: str, refused: bool, heard: bool) -> None:
+    def an_operation_fails(self, storage: str, *, refused: bool, heard: bool) -> None:
         operation = self.world.connections[storage].running
         assert operation
         connecting = operation.command is Command.CONNECT
@@ -133,7 +133,7 @@ class Life(RuleBasedStateMachine):
     # the kernel and the servers, of which news comes at once, or later, or never
 
     @rule(storage=storages, change=st.sampled_from(Change), told=st.booleans())
-    def the_kernel_changes(self, storage: str, change: Change, told: bool) -> None:
+    def the_kernel_changes(self, storage: str, change: Change, *, told: bool) -> None:
         has = self.world.kernel.has
         there = has.get(storage)
         match change:
@@ -183,7 +183,7 @@ class Life(RuleBasedStateMachine):
 
     @precondition(lambda self: self.checks % 5 == 0)  # or little else would happen
     @rule(jitter=jitters, effective=st.booleans())
-    def the_daemon_restarts(self, jitter: float, effective: bool) -> None:
+    def the_daemon_restarts(self, jitter: float, *, effective: bool) -> None:
         before = dict(self.world.kernel.has)
         self.world.restart(jitter, effective=effective)
         if not effective:
@@ -213,7 +213,8 @@ class Life(RuleBasedStateMachine):
             self.check_end(storage)
 
     def check_end(self, storage: str) -> None:
-        state, there = self.world.connections[storage].machine.state, self.world.kernel.has.get(storage)
+        state = self.world.connections[storage].machine.state
+        there = self.world.kernel.has.get(storage)
         if self.world.wanted(storage):
             assert state is State.CONNECTED
             assert there
@@ -223,6 +224,7 @@ class Life(RuleBasedStateMachine):
 
 
 def test_what_must_hold_holds_whatever_happens(count_steps: Callable[[int], None]) -> None:
+    faulthandler.cancel_dump_traceback_later()  # a long run, or a long search, is no hang
     run_state_machine_as_test(Life)
     count_steps(Life.steps)
     if os.environ.get("HYPOTHESIS_PROFILE") == "long":

@@ -132,9 +132,7 @@ def test_every_move_of_the_table_is_tested() -> None:
 
 
 @pytest.mark.parametrize(("state", "event"), STAYS)
-def test_an_event_that_stays_starts_nothing_and_changes_nothing(
-    state: State, event: Event
-) -> None:
+def test_an_event_that_stays_starts_nothing_and_changes_nothing(state: State, event: Event) -> None:
     machine = replace(machine_in(state), ours=True)
     expected = deepcopy(machine)
     assert tell(machine, event, NOW) is None
@@ -199,6 +197,16 @@ def test_the_listing_in_the_docstring_is_the_table() -> None:
 
 
 def test_a_new_machine_is_absent_and_knows_nothing() -> None:
-    assert Machine(0.5) == Machine(
-        0.5, State.ABSENT, set(), False, None, 0, 0, 0, False, Allowance(60, 0)
+    nothing = Machine(
+        jitter=0.5,
+        state=State.ABSENT,
+        holders=set(),
+        ours=False,
+        deadline=None,
+        attempts=0,
+        reconnects=0,
+        _failures=0,
+        _lost=False,
+        _allowance=Allowance(60, 0),
     )
+    assert Machine(0.5) == nothing

@@ -137,7 +137,7 @@ def test_at_most_64_options_are_taken() -> None:
     known = {f"name{number}": "b" for number in range(65)}
     given: dict[str, Given] = dict.fromkeys(list(known)[:64], ("b", True))
     assert len(read_options(given, known, "file")) == 64
-    with pytest.raises(InvalidArgumentError, match="^options: more than 64 are given$"):
+    with pytest.raises(InvalidArgumentError, match=r"^options: more than 64 are given$"):
         read_options({**given, "name64": ("b", True)}, known, "file")
 
 

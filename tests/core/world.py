@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A host in which the core lives: a kernel, a clock, records that survive, and the shell around it.
 
-The shell does what the contract of the core asks of its caller: it runs one command at a time, hands
-in `TimerExpired` at the deadline, looks again after an operation if there was news meanwhile, and
-reconciles until nothing changes. What it asserts is what must hold whenever a command comes out.
+The shell does what the core asks of its caller: it runs one command at a time, hands `TimerExpired`
+in at the deadline, looks again after an operation if there was news meanwhile, and reconciles until
+nothing changes. What it asserts is what must hold whenever a command comes out.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,6 @@ from storaged_conn.core.machine import (
     Disconnected,
     DisconnectFailed,
     Event,
-    Hint,
     Machine,
     State,
     TimerExpired,
@@ -154,6 +153,8 @@ class World:
     def expire(self, target: str) -> None:
         """Let the timer come, however late or early."""
         self.apply(target, TimerExpired())
+        deadline = self.connections[target].machine.deadline
+        assert deadline is None or deadline > self.now, f"{target}: the timer comes without end"
 
     def pass_time(self, seconds: float) -> None:
         """Let time pass; timers come when they are due."""
@@ -232,7 +233,7 @@ class World:
     # what must hold, and what must come
 
     def calm_down(self) -> None:
-        """Let servers answer, operations succeed, news be heard and time pass, until it is quiet."""
+        """Let servers answer, operations succeed and time pass, until it is quiet."""
         for target, present in self.kernel.has.items():
             self.kernel.has[target] = replace(present, responsive=True)
         for _ in range(20):

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The front without a bus: what is sent is kept, and calls are made by hand."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import Final
+
+import pytest
+
+from storaged_conn.bus.connection import QUEUE_HIGH, Bus
+from storaged_conn.bus.wire import Field, Kind, Message, marshal
+from storaged_conn.front import authorize
+from storaged_conn.front.authorize import Access, Authority
+from storaged_conn.front.callers import Callers
+from storaged_conn.front.contract import Interface, Method
+from storaged_conn.front.dispatch import Call, Dispatcher, Handler, Reply
+from tests.live import DEADLINE
+
+FACE: Final = "test.Face"
+OTHER: Final = "test.Other"
+PATH: Final = "/test"
+
+METHODS: Final = (
+    Method(FACE, "Read", "s", "s"),
+    Method(FACE, "Write", "s", "s"),
+    Method(FACE, "Wait", "", ""),
+    Method(FACE, "Hidden", "", ""),
+    Method(OTHER, "Elsewhere", "", "s"),
+)
+
+ACCESS: Final = {
+    (FACE, "Read"): Access.READ,
+    (FACE, "Wait"): Access.READ,
+    (FACE, "Write"): Access.WRITE,
+    (OTHER, "Elsewhere"): Access.READ,
+}
+
+ROOT: Final = ":1.1"
+USER: Final = ":1.2"
+GONE: Final = ":1.3"
+
+serials = count(1)
+
+
+class FakeBus(Bus):
+    """Keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+        self.more = asyncio.Event()
+        self.on_room = lambda: None
+        self._queued = 0
+        self._listeners = []
+
+    def send(self, message: Message) -> int:
+        self.sent.append(message)
+        self.more.set()
+        return len(self.sent)
+
+    def crowd(self, *, crowded: bool) -> None:
+        """Be congested, or have room again."""
+        self._queued = QUEUE_HIGH + 1 if crowded else 0
+        if not crowded:
+            self.on_room()
+
+    def answers(self) -> list[int]:
+        """Give the serials of the calls that were answered, in that order."""
+        return [message.reply_to for message in self.sent]
+
+    async def answer(self, call: Message) -> Message:
+        """Wait for the answer to a call."""
+        await self.until(lambda: call.serial in self.answers())
+        return self.sent[self.answers().index(call.serial)]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition that something sent may bring about."""
+        async with asyncio.timeout(DEADLINE):
+            while not condition():
+                self.more.clear()
+                await self.more.wait()
+
+
+class FakeCallers(Callers):
+    """Knows uids without asking."""
+
+    def __init__(self, uids: Mapping[str, int]) -> None:
+        self.uids = uids
+
+    async def uid(self, sender: str) -> int | None:
+        await asyncio.sleep(0)
+        return self.uids.get(sender)
+
+
+class FakeTree:
+    """One object with two interfaces."""
+
+    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+        self.handlers = handlers
+        self.declared = {
+            name: Interface(name, "", {one.name: one for one in METHODS if one.interface == name})
+            for name in (FACE, OTHER)
+        }
+
+    def interfaces(self, path: str) -> Mapping[str, Interface] | None:
+        return self.declared if path == PATH else None
+
+    def handler(self, method: Method) -> Handler:
+        return self.handlers[method.name]
+
+
+def a_call(member: str, text: str | None = None, sender: str = ":1.1", flags: int = 0) -> Message:
+    """Make a call as the bus would bring it."""
+    fields: dict[int, object] = {
+        Field.PATH: PATH,
+        Field.INTERFACE: FACE,
+        Field.MEMBER: member,
+        Field.SENDER: sender,
+    }
+    body = b""
+    if text is not None:
+        fields[Field.SIGNATURE] = "s"
+        body = marshal("s", [text])
+    return Message(Kind.CALL, flags, next(serials), fields, body)
+
+
+class Stage:
+    """A dispatcher with a bus and a tree in hand."""
+
+    def __init__(self, tasks: asyncio.TaskGroup) -> None:
+        self.calls: list[tuple[Call, str]] = []
+        self.free = asyncio.Event()
+        self.called = asyncio.Event()
+        self.handlers: dict[str, Handler] = {
+            "Read": self.echo,
+            "Write": self.echo_later,
+            "Wait": self.wait,
+            "Hidden": self.wait,
+            "Elsewhere": lambda call: ("elsewhere",),
+        }
+        self.bus = FakeBus()
+        authority = Authority(FakeCallers({ROOT: 0, USER: 65534}))
+        spawn = tasks.create_task
+        self.dispatcher = Dispatcher(self.bus, FakeTree(self.handlers), authority, spawn)
+
+    def echo(self, call: Call, text: str) -> Reply:
+        self._note(call, text)
+        return (text,)
+
+    async def echo_later(self, call: Call, text: str) -> Reply:
+        await asyncio.sleep(0)
+        return self.echo(call, text)
+
+    async def wait(self, call: Call) -> Reply:
+        self._note(call, "")
+        await self.free.wait()
+        return ()
+
+    def _note(self, call: Call, text: str) -> None:
+        self.calls.append((call, text))
+        self.called.set()
+
+    async def until_called(self, times: int) -> None:
+        """Wait until handlers were called so many times."""
+        async with asyncio.timeout(DEADLINE):
+            while len(self.calls) < times:
+                self.called.clear()
+                await self.called.wait()
+
+    async def ask(self, message: Message) -> Message:
+        """Have one call answered."""
+        self.bus.on_call(message)
+        return await self.bus.answer(message)
+
+
+@asynccontextmanager
+async def staged() -> AsyncIterator[Stage]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(authorize, "ACCESS", ACCESS)
+        async with asyncio.TaskGroup() as tasks:
+            stage = Stage(tasks)
+            yield stage
+            stage.free.set()

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Every call gets one answer, its error by its own name, and nobody waits for somebody else's."""
+
+import gc
+
+import pytest
+
+from storaged_conn import errors
+from storaged_conn.bus.wire import Field, Flag, Kind, Message
+from storaged_conn.errors import ConnError, NotFoundError
+from storaged_conn.front import dispatch
+from storaged_conn.front.authorize import ACCESS
+from storaged_conn.front.contract import load
+from storaged_conn.front.dispatch import (
+    MAX_CALL,
+    Call,
+    Reply,
+)
+from tests.front.stage import GONE, PATH, ROOT, USER, Stage, a_call, staged
+
+BUS_ERROR = "org.freedesktop.DBus.Error."
+OUR_ERROR = errors.ERROR_PREFIX
+
+
+def changed(message: Message, name: Field, value: str) -> Message:
+    message.fields[name] = value
+    return message
+
+
+def test_every_declared_method_has_its_access_and_no_other() -> None:
+    declared = {
+        (interface.name, method) for interface in load().values() for method in interface.methods
+    }
+    assert ACCESS.keys() == declared
+
+
+# answers
+
+
+@pytest.mark.parametrize("member", ["Read", "Write"])
+async def test_a_call_is_answered_with_what_its_handler_gives(member: str) -> None:
+    async with staged() as stage:
+        reply = await stage.ask(a_call(member, "text"))
+        assert (reply.kind, reply.arguments()) == (Kind.RETURN, ["text"])
+        assert reply.text(Field.DESTINATION) == ROOT
+        ((call, _),) = stage.calls
+        assert call == Call(ROOT, PATH, None if member == "Read" else 0)
+
+
+@pytest.mark.parametrize(
+    ("message", "name", "text"),
+    [
+        (changed(a_call("Read", ""), Field.PATH, "/no"), "UnknownObject", "no object /no"),
+        (changed(a_call("Read", ""), Field.INTERFACE, "a.b"), "UnknownInterface", "interface a.b"),
+        (a_call("Nothing", ""), "UnknownMethod", "no method Nothing"),
+        (a_call("Elsewhere"), "UnknownMethod", "no method Elsewhere"),
+        (a_call("Read"), "InvalidArgs", r"Read takes \(s\), not \(\)"),
+        (changed(a_call("Read", ""), Field.SIGNATURE, "u"), "InvalidArgs", r"\(s\), not \(u\)"),
+        (changed(a_call("Write", ""), Field.SIGNATURE, "ss"), "InvalidArgs", r"\(s\), not \(ss\)"),
+    ],
+)
+async def test_a_call_that_fits_nothing_is_told_what_is_wrong(
+    message: Message, name: str, text: str
+) -> None:
+    async with staged() as stage:
+        await refused(stage, message, BUS_ERROR + name, text)
+        assert stage.calls == []
+
+
+async def refused(stage: Stage, message: Message, name: str, text: str) -> None:
+    reply = await stage.ask(message)
+    assert reply.kind == Kind.ERROR
+    assert reply.text(Field.ERROR_NAME) == name
+    (said,) = reply.arguments()
+    with pytest.raises(LookupError, match=text):
+        raise LookupError(said)
+
+
+async def test_malformed_arguments_are_refused() -> None:
+    async with staged() as stage:
+        message = a_call("Read", "text")
+        message.body = b"\xff" * 9
+        await refused(stage, message, BUS_ERROR + "InvalidArgs", "^the arguments are malformed$")
+
+
+@pytest.mark.parametrize(("interface", "member"), [("", "Read"), ("", "Elsewhere")])
+async def test_a_call_may_leave_its_interface_out(interface: str, member: str) -> None:
+    async with staged() as stage:
+        message = a_call(member, "elsewhere" if member == "Read" else None)
+        del message.fields[Field.INTERFACE]
+        assert (await stage.ask(message)).arguments() == ["elsewhere"]
+        nothing = a_call("Nothing")
+        del nothing.fields[Field.INTERFACE]
+        await refused(stage, nothing, BUS_ERROR + "UnknownMethod", "no method Nothing")
+
+
+# who may
+
+
+@pytest.mark.parametrize("sender", [USER, GONE])
+async def test_who_may_not_write_is_refused_before_anything_is_read(sender: str) -> None:
+    async with staged() as stage:
+        message = a_call("Write", "text", sender)
+        message.body = b"\xff" * 9
+        await refused(stage, message, OUR_ERROR + "NotAuthorized", "Write is for root; call it as")
+        changed(message, Field.SIGNATURE, "u")
+        await refused(stage, message, OUR_ERROR + "NotAuthorized", "Write is for root; call it as")
+        assert (await stage.ask(a_call("Read", "text", sender))).arguments() == ["text"]
+
+
+@pytest.mark.parametrize("sender", [ROOT, USER])
+async def test_a_method_without_declared_access_is_for_nobody(sender: str) -> None:
+    async with staged() as stage:
+        text = "Hidden has no declared access; nobody may call it"
+        message = a_call("Hidden", sender=sender)
+        await refused(stage, message, OUR_ERROR + "NotAuthorized", text)
+
+
+# failures
+
+
+NAMED = [one for one in vars(errors).values() if isinstance(one, type) and hasattr(one, "name")]
+
+
+@pytest.mark.parametrize("kind", NAMED)
+@pytest.mark.parametrize("member", ["Read", "Write"])
+async def test_an_expected_failure_reaches_the_caller_by_its_own_name(
+    member: str, kind: type[ConnError], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with staged() as stage:
+
+        def fail(call: Call, text: str) -> Reply:
+            raise kind("what happened; what to do")
+
+        stage.handlers[member] = fail
+        name = OUR_ERROR + kind.name
+        await refused(stage, a_call(member, ""), name, "^what happened; what to do$")
+        assert caplog.text == ""
+
+
+@pytest.mark.parametrize("member", ["Read", "Write"])
+async def test_a_defect_is_logged_and_shown_to_nobody(
+    member: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with staged() as stage:
+        stage.handlers[member] = lambda call, text: (int(text),)
+        message = a_call(member, "a secret")
+        text = "^an internal error; see the journal$"
+        await refused(stage, message, BUS_ERROR + "Failed", text)
+        assert f"defect in {member}" in caplog.text
+        assert "Traceback" in caplog.text
+
+
+@pytest.mark.parametrize("result", [(), (1,), ("a", "b"), (None,)])
+async def test_a_result_that_is_not_the_declared_one_is_a_defect(
+    result: Reply, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with staged() as stage:
+        stage.handlers["Read"] = lambda call, text: result
+        await refused(stage, a_call("Read", ""), BUS_ERROR + "Failed", "see the journal")
+        assert "defect in Read" in caplog.text
+
+
+async def test_a_call_that_wants_no_reply_gets_none_whatever_happens() -> None:
+    async with staged() as stage:
+        silent = Flag.NO_REPLY_EXPECTED
+        for member in ("Read", "Write", "Nothing"):
+            stage.bus.on_call(a_call(member, "quiet", flags=silent))
+        stage.bus.on_oversize(a_call("Read", "", flags=silent))
+        assert (await stage.ask(a_call("Write", "loud"))).arguments() == ["loud"]
+        assert [text for _, text in stage.calls] == ["quiet", "quiet", "loud"]
+        assert len(stage.bus.sent) == 1
+
+
+async def test_a_call_that_is_too_large_is_answered() -> None:
+    async with staged() as stage:
+        message = a_call("Read", "")
+        stage.bus.on_oversize(message)
+        reply = await stage.bus.answer(message)
+        assert reply.text(Field.ERROR_NAME) == OUR_ERROR + "LimitExceeded"
+        assert reply.arguments() == [f"a call may have {MAX_CALL} bytes; send less"]
+
+
+async def test_a_reply_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "MAX_SENT", 100)
+    async with staged() as stage:
+        assert (await stage.ask(a_call("Read", "x" * 95))).kind == Kind.RETURN
+        message = a_call("Read", "x" * 96)
+        await refused(stage, message, OUR_ERROR + "LimitExceeded", "the reply has 101 bytes")
+
+
+async def test_calls_in_progress_are_answered_when_the_service_stops() -> None:
+    messages = [a_call("Wait"), a_call("Wait", flags=Flag.NO_REPLY_EXPECTED)]
+    sent: list[Message] = []
+
+    async def stop_with_calls_in_progress() -> None:
+        async with staged() as stage:
+            for message in messages:
+                stage.bus.on_call(message)
+            await stage.until_called(2)
+            stage.bus.sent = sent
+            raise NotFoundError("the end")
+
+    with pytest.raises(ExceptionGroup):
+        await stop_with_calls_in_progress()
+    (reply,) = sent
+    assert reply.reply_to == messages[0].serial
+    assert reply.text(Field.ERROR_NAME) == BUS_ERROR + "NoReply"
+    assert reply.arguments() == ["the service is stopping; call again"]
+
+
+async def test_a_call_in_progress_is_kept_alive() -> None:
+    """The task of a handler that nobody holds would be collected, and its caller never answered."""
+    async with staged() as stage:
+        message = a_call("Wait")
+        stage.bus.on_call(message)
+        await stage.until_called(1)
+        gc.collect()
+        stage.free.set()
+        assert (await stage.bus.answer(message)).kind == Kind.RETURN

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Who calls much waits for itself alone."""
+
+import asyncio
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storaged_conn import errors
+from storaged_conn.bus.wire import Field, Kind
+from storaged_conn.front.dispatch import (
+    BATCH,
+    MAX_RUNNING,
+    MAX_WAITING,
+)
+from tests.front.stage import USER, Stage, a_call, staged
+
+BUS_ERROR = "org.freedesktop.DBus.Error."
+OUR_ERROR = errors.ERROR_PREFIX
+
+
+# turns
+
+
+def order(stage: Stage) -> list[str]:
+    return [call.sender for call, _ in stage.calls]
+
+
+async def test_callers_are_served_in_turn() -> None:
+    async with staged() as stage:
+        for _ in range(50):
+            stage.bus.on_call(a_call("Read", "", ":1.100"))
+        for number in (1, 2, 1):
+            stage.bus.on_call(a_call("Read", "", f":1.{number}"))
+        await stage.until_called(53)
+        assert order(stage)[:6] == [":1.100", ":1.1", ":1.2", ":1.100", ":1.1", ":1.100"]
+
+
+async def test_one_turn_of_the_loop_serves_one_batch() -> None:
+    async with staged() as stage:
+        for number in range(5 * BATCH):
+            stage.bus.on_call(a_call("Read", "", f":1.{number}"))
+        served = []
+        while len(stage.calls) < 5 * BATCH:
+            await asyncio.sleep(0)
+            served.append(len(stage.calls))
+        assert served[:3] == [BATCH, 2 * BATCH, 3 * BATCH]
+
+
+async def test_who_has_too_many_calls_waiting_is_refused_more() -> None:
+    async with staged() as stage:
+        messages = [a_call("Read", str(number)) for number in range(MAX_WAITING + 3)]
+        for message in messages:
+            stage.bus.on_call(message)
+        for message in messages[MAX_WAITING:]:
+            reply = await stage.bus.answer(message)
+            assert reply.text(Field.ERROR_NAME) == OUR_ERROR + "LimitExceeded"
+        other = await stage.ask(a_call("Read", "other", USER))
+        assert other.arguments() == ["other"]
+        for message in messages[:MAX_WAITING]:
+            assert (await stage.bus.answer(message)).kind == Kind.RETURN
+        assert (await stage.ask(a_call("Read", "again"))).arguments() == ["again"]
+
+
+async def test_who_has_too_many_calls_running_waits_and_nobody_else_does() -> None:
+    async with staged() as stage:
+        for _ in range(MAX_RUNNING):
+            stage.bus.on_call(a_call("Wait"))
+        await stage.until_called(MAX_RUNNING)
+        late = a_call("Read", "late")
+        stage.bus.on_call(late)
+        assert (await stage.ask(a_call("Read", "other", USER))).arguments() == ["other"]
+        assert stage.bus.answers().count(late.serial) == 0
+        stage.free.set()
+        assert (await stage.bus.answer(late)).arguments() == ["late"]
+
+
+async def test_while_nobody_takes_the_replies_no_more_are_made() -> None:
+    async with staged() as stage:
+        messages = [a_call("Read", str(number)) for number in range(3)]
+        stage.bus.on_call(messages[0])
+        stage.bus.crowd(crowded=True)
+        for message in messages[1:]:
+            stage.bus.on_call(message)
+        for _ in range(10):
+            await asyncio.sleep(0)  # a turn of the loop
+        assert stage.calls == []
+        stage.bus.crowd(crowded=False)
+        await stage.bus.answer(messages[2])
+        assert stage.bus.answers() == [message.serial for message in messages]
+
+
+async def test_who_has_left_off_calling_is_forgotten() -> None:
+    async with staged() as stage:
+        for number in range(10_000):
+            member, text = [("Read", ""), ("Write", ""), ("Nothing", None)][number % 3]
+            stage.bus.on_call(a_call(member, text, f":1.{number}"))
+        await stage.bus.until(lambda: len(stage.bus.sent) == 10_000)
+        await asyncio.sleep(0)
+        assert not stage.dispatcher._callers
+        assert not stage.dispatcher._turns
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["Read", "Write", "Wait", "Nothing"]), st.integers(1, 4)),
+    max_size=300,
+)
+
+
+@given(STEPS, st.integers(0, 3))
+def test_every_call_is_answered_once(steps: list[tuple[str, int]], pauses: int) -> None:
+    async def play() -> None:
+        async with staged() as stage:
+            messages = []
+            for member, number in steps:
+                text = "" if member in {"Read", "Write"} else None
+                messages.append(a_call(member, text, f":1.{number}"))
+                stage.bus.on_call(messages[-1])
+                for _ in range(pauses * (number == 1)):
+                    await asyncio.sleep(0)
+            stage.free.set()
+            await stage.bus.until(lambda: len(stage.bus.sent) >= len(messages))
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert sorted(stage.bus.answers()) == sorted(one.serial for one in messages)
+            assert not stage.dispatcher._callers
+
+    asyncio.run(play())
