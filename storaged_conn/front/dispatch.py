@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 MAX_CALL: Final = 32 * 1024
 """Bytes of a call's body. A URI has at most 4 KiB, and reading this much takes at most 20 ms."""
 
+MAX_OPEN_CALL: Final = 4 * 1024
+"""Bytes of a call's body that anybody may send: a name and a few options, read within 3 ms."""
+
 MAX_WAITING: Final = 64
 """Calls of one caller that wait for their turn. Source: half of dbus-daemon's limit of 128 replies
 that a connection may wait for, so a caller meets our words before the bus's."""
@@ -186,6 +189,8 @@ class Dispatcher:
         if signature != method.takes:
             text = f"{method.name} takes ({method.takes}), not ({signature})"
             raise ProtocolError("InvalidArgs", text)
+        if uid is None and len(message.body) > MAX_OPEN_CALL:
+            raise LimitExceededError(f"{method.name} takes {MAX_OPEN_CALL} bytes; send less")
         call = Call(message.text(Field.SENDER), message.text(Field.PATH), uid)
         arguments = message.arguments() if signature else []
         return self._tree.handler(method)(call, *arguments)

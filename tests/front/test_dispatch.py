@@ -13,6 +13,7 @@ from storaged_conn.front.authorize import ACCESS
 from storaged_conn.front.contract import load
 from storaged_conn.front.dispatch import (
     MAX_CALL,
+    MAX_OPEN_CALL,
     Call,
     Reply,
 )
@@ -179,6 +180,17 @@ async def test_a_call_that_is_too_large_is_answered() -> None:
         reply = await stage.bus.answer(message)
         assert reply.text(Field.ERROR_NAME) == OUR_ERROR + "LimitExceeded"
         assert reply.arguments() == [f"a call may have {MAX_CALL} bytes; send less"]
+
+
+async def test_those_who_may_only_read_may_send_little() -> None:
+    text = "x" * (MAX_OPEN_CALL - 5)  # a length of four bytes before it, a NUL after it
+    async with staged() as stage:
+        assert (await stage.ask(a_call("Read", text))).kind == Kind.RETURN
+        longer = a_call("Read", text + "x")
+        await refused(
+            stage, longer, OUR_ERROR + "LimitExceeded", f"Read takes {MAX_OPEN_CALL} bytes"
+        )
+        assert (await stage.ask(a_call("Write", text + "x"))).kind == Kind.RETURN
 
 
 async def test_a_reply_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
