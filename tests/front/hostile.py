@@ -142,10 +142,10 @@ def setting(connection: Connection, body: bytes) -> str:
 
 
 def bodies(number: int) -> Iterator[bytes]:
-    """Pack as many types as fit into each call."""
-    for first in range(0, number, 100):
+    """Pack as many types into each call as everybody may send."""
+    for first in range(0, number, 10):
         inner = bytearray()
-        for serial in range(first, first + 100):
+        for serial in range(first, first + 10):
             name = f"a({''.join('yb'[serial >> bit & 1] for bit in range(20)) * 12})".encode()
             inner += bytes((len(name),)) + name + b"\0"
             inner += bytes(-len(inner) % 4) + bytes(4)
