@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The configuration: one INI file and its drop-ins, read once at the start.
 
-What is unknown or wrong is reported with file and line, and the default is used for that key: a
-typing error must not keep the storage away.
+What is unknown or wrong is reported with file and line, and left out, so that the default (or what
+was set before) holds for that key: a typing error must not keep the storage away.
 """
 
-import configparser
+import os.path
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -48,8 +48,8 @@ class Config:
     keepalive: Keepalive = field(default_factory=Keepalive)
 
 
-class _ValueError(ValueError):
-    """What is wrong with a value, in words."""
+class _LineError(ValueError):
+    """What is wrong with a line, in words."""
 
 
 def load(root: Path = Path("/")) -> tuple[Config, list[str]]:
@@ -64,75 +64,71 @@ def load(root: Path = Path("/")) -> tuple[Config, list[str]]:
     config, complaints = Config(), []
     for file in _files(root):
         try:
-            text = file.read_text()
+            text = file.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             complaints.append(f"{file}: cannot be read: {error}")
             continue
-        for line, section, key, value in _entries(file, text, complaints):
+        for number, section, line in _lines(text):
             try:
-                config = SETTINGS[section, key](config, value)
-            except KeyError:
-                complaints.append(f"{file}:{line}: [{section}] {key} is unknown; it is ignored")
-            except _ValueError as error:
-                complaints.append(f"{file}:{line}: {error}")
+                config = _set(config, section, line)
+            except _LineError as error:
+                complaints.append(f"{file}:{number}: {error}; this line is ignored")
     return config, complaints
 
 
 def _files(root: Path) -> Iterator[Path]:
     """Give the main file, then the drop-ins in the order of their names."""
     main = root / "etc/storaged-conn" / NAME
-    if main.exists():
+    if os.path.lexists(main):
         yield main
     drop_ins: dict[str, Path] = {}
     for directory in DIRECTORIES:
         folder = root / directory.lstrip("/") / "storaged-conn" / f"{NAME}.d"
-        drop_ins |= {file.name: file for file in folder.glob("*.conf")}
+        drop_ins |= {file.name: file for file in folder.glob("[!.]*.conf")}
     yield from (drop_ins[name] for name in sorted(drop_ins))
 
 
-def _entries(file: Path, text: str, complaints: list[str]) -> Iterator[tuple[int, str, str, str]]:
-    parser = configparser.RawConfigParser(
-        strict=False, delimiters=("=",), empty_lines_in_values=False
-    )
-    parser.optionxform = str  # type: ignore[method-assign,assignment]  # as its documentation says
-    try:
-        parser.read_string(text)
-    except configparser.MissingSectionHeaderError as error:
-        complaints.append(f"{file}:{error.lineno}: there is no [section] before this line")
-    except configparser.ParsingError as error:
-        complaints += [f"{file}:{line}: cannot be understood" for line, _ in error.errors]
-    for section in parser.sections():
-        for key, value in parser.items(section):
-            yield _line_of(text, section, key), section, key, value
+def _lines(text: str) -> Iterator[tuple[int, str, str]]:
+    """Give each line that should set something, with its number and its section.
+
+    Not by configparser: it gives no line numbers, and up at the first line without a section.
+    """
+    section = ""
+    for number, line in enumerate(map(str.strip, text.split("\n")), 1):
+        if line.startswith("["):
+            section = line[1:-1] if line.endswith("]") else line  # which is the name of none
+        elif line and line[0] not in "#;":
+            yield number, section, line
 
 
-def _line_of(text: str, section: str, key: str) -> int:
-    """Find where a key is set last; configparser does not say."""
-    current, found = "", 0
-    for number, line in enumerate(text.splitlines(), 1):
-        if match := re.match(r"\[(.+)\]", line):
-            current = match[1]
-        elif current == section and line.partition("=")[0].strip() == key:
-            found = number
-    return found
+def _set(config: Config, section: str, line: str) -> Config:
+    key, equals, value = map(str.strip, line.partition("="))
+    if not section:
+        raise _LineError(f"there is no [section] before {line!r}")
+    if not equals:
+        raise _LineError(f"{line!r} cannot be understood")
+    if (section, key) not in SETTINGS:
+        raise _LineError(f"[{section}] {key!r} is unknown")
+    return SETTINGS[section, key](config, value)
 
 
-def _span(key: str, value: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", value.strip())
-    if not match or match[2] not in UNITS:
-        raise _ValueError(f"{key}={value} is no time span such as 90s, 15min or 0; default used")
-    return float(match[1]) * UNITS[match[2]]
+def _number(value: str, units: Mapping[str, float]) -> float | None:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", value)
+    return float(match[1]) * units[match[2]] if match and match[2] in units else None
 
 
-def _whole(key: str, value: str, highest: int) -> int:
-    number = _span(key, value)
-    if number != int(number) or not 1 <= number <= highest:
-        raise _ValueError(f"{key}={value} must be a whole number from 1 to {highest}; default used")
+def _whole(key: str, value: str, highest: int, units: Mapping[str, float] = UNITS) -> int:
+    number = _number(value, units)
+    if number is None or not 1 <= number <= highest or number % 1:
+        raise _LineError(f"{key} must be a whole number from 1 to {highest}, not {value!r}")
     return int(number)
 
 
 def _audit(config: Config, value: str) -> Config:
-    return replace(config, audit=_span("IntervalSec", value))
+    interval = _number(value, UNITS)
+    if interval is None:
+        raise _LineError(f"IntervalSec must be a time such as 90s, 15min or 0, not {value!r}")
+    return replace(config, audit=interval)
 
 
 def _idle(config: Config, value: str) -> Config:
@@ -146,7 +142,7 @@ def _interval(config: Config, value: str) -> Config:
 
 
 def _count(config: Config, value: str) -> Config:
-    count = _whole("Count", value, 127)
+    count = _whole("Count", value, 127, {"": 1.0})
     return replace(config, keepalive=replace(config.keepalive, count=count))
 
 

@@ -19,7 +19,7 @@ import sys
 import tempfile
 from asyncio.subprocess import Process
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Self
@@ -92,15 +92,17 @@ class Daemon:
         runtime_dir: Path,
         *args: str,
         env: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
         """Prepare a service on the bus at this address.
 
         Args:
             args: more of its command line.
             env: more of its environment, such as WATCHDOG_USEC.
+            prefix: a command line that executes the one after it, such as `nsenter --net=...`.
         """
         self.notices: deque[str] = deque(maxlen=1000)
-        self._argv = [sys.executable, "-m", "storaged_conn", "--bus", address]
+        self._argv = [*prefix, sys.executable, "-m", "storaged_conn", "--bus", address]
         self._argv += ["--state-dir", str(state_dir), "--runtime-dir", str(runtime_dir), *args]
         self._env = dict(env or {})
         self._notified = asyncio.Event()

@@ -96,8 +96,8 @@ class SimulatedDriver(Driver):
     async def observe(self, target: Target) -> Observation:
         """See Driver."""
         server = _server(target)
-        if server and self._servers.failure(server):
-            return self._present(target) if target.option("stall") else Absent()
+        if server and self._servers.failure(server) and not target.option("stall"):
+            self._up.discard(target)  # it needs a new attempt when the server is back
         return self._present(target) if target in self._up else Absent()
 
     async def connect(self, target: Target) -> Present:
@@ -126,13 +126,18 @@ class SimulatedDriver(Driver):
         departures = self._departures[target] = self._departures.get(target, 0) + 1
         if departures <= _number(target, "busy-first"):
             raise BusyError(f"{target.uri} is simulated to be busy; wait, or change its options")
-        for known in (self._timers, self._tries, self._departures):
+        for known in (self._tries, self._departures):
             known.pop(target, None)
+        self._nothing_later(target)
         self._up.discard(target)
         self._out.discard(target)
 
     async def validate(self, target: Target) -> None:
         """See Driver."""
+        server = _server(target)
+        if server:
+            async with self._servers.reach(server):
+                pass
         if _number(target, "fail-first"):
             failure = FAILURES[str(target.option("fail-with") or "Unreachable")]
             raise failure(f"{target.uri} is simulated to fail; change its options")
@@ -151,8 +156,13 @@ class SimulatedDriver(Driver):
             await asyncio.sleep(latency / 1000)
 
     def _later(self, target: Target, after: int, what: Callable[[Target], None]) -> None:
+        self._nothing_later(target)
         loop = asyncio.get_running_loop()
         self._timers[target] = loop.call_later(after / 1000, what, target)
+
+    def _nothing_later(self, target: Target) -> None:
+        if timer := self._timers.pop(target, None):
+            timer.cancel()
 
     def _begin_outage(self, target: Target) -> None:
         if target not in self._up:

@@ -11,11 +11,11 @@ import asyncio
 import errno
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 from struct import Struct
-from typing import Any, Final
+from typing import Final
 
 from pyroute2.netlink.rtnl import (
+    RTM_DELNEIGH,
     RTM_NEWNEIGH,
     RTMGRP_IPV4_IFADDR,
     RTMGRP_IPV4_ROUTE,
@@ -48,12 +48,15 @@ SO_RCVBUFFORCE: Final = 33
 BATCH: Final = 64
 """Messages taken in one turn of the loop: under 1 ms."""
 
-PAUSE: Final = 0.02
-"""Seconds between two looks at the ways, none before the first: a link that comes up sends some ten
-messages within a few milliseconds, and 100 000 route changes are looked at 50 times a second."""
+FIRST_PAUSE: Final = 0.002
+LONGEST_PAUSE: Final = 0.02
+"""Seconds between two looks at the ways, none before the first, then doubled for as long as there
+are messages: a link that comes up sends some ten within a few milliseconds, of which not the first
+says that it can be used, and 100 000 route changes are looked at 50 times a second."""
 
-REACHABLE: Final = 0x02
-"""Source: rtnetlink(7), NUD_REACHABLE in ndm_state, which is at byte 8 of struct ndmsg."""
+THERE: Final = 0x02 | 0x04
+"""NUD_REACHABLE, and NUD_STALE: what a host becomes that asks for us before it was asked. Source:
+rtnetlink(7), ndm_state, which is at byte 8 of struct ndmsg; net/ipv4/arp.c, arp_process."""
 
 _NLMSGHDR: Final = Struct("=IHHII")
 _NDM_STATE: Final = Struct("=H")
@@ -69,7 +72,8 @@ class RouteSource(Source):
         self._socket: socket.socket | None = None
         self._resync: Callable[[], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._again = False
+        self._pause = FIRST_PAUSE
+        self._again = self._missed = False
         self._marshal = MarshalRtnl()
 
     def start(self, look: Look, resync: Callable[[], None]) -> None:
@@ -116,31 +120,33 @@ class RouteSource(Source):
 
     def _overflow(self) -> None:
         """Messages were lost: what they would have said is looked up, all of it."""
+        self._missed = True
         self._changed()
-        if self._resync:
-            self._resync()
 
     def _take(self, data: bytes) -> None:
         _, kind, _, _, _ = _NLMSGHDR.unpack_from(data)
-        if kind != RTM_NEWNEIGH:
+        if kind not in {RTM_NEWNEIGH, RTM_DELNEIGH}:
             self._changed()
-        elif _NDM_STATE.unpack_from(data, _NLMSGHDR.size + 8)[0] & REACHABLE:
+        elif _NDM_STATE.unpack_from(data, _NLMSGHDR.size + 8)[0] & THERE:
             for message in self._marshal.parse(data):
-                self._neighbour(message)
-
-    def _neighbour(self, message: Any) -> None:
-        with suppress(KeyError):
-            self._servers.neighbour(str(message.get_attr("NDA_DST")))
+                if address := message.get_attr("NDA_DST"):  # what a bridge has learnt is without
+                    self._servers.neighbour(str(address))
 
     def _changed(self) -> None:
         if self._timer:
             self._again = True
             return
         self._servers.recheck()
-        self._timer = asyncio.get_running_loop().call_later(PAUSE, self._rested)
+        if self._missed and self._resync:
+            self._missed = False
+            self._resync()
+        self._timer = asyncio.get_running_loop().call_later(self._pause, self._rested)
 
     def _rested(self) -> None:
         self._timer = None
         if self._again:
             self._again = False
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
             self._changed()
+        else:
+            self._pause = FIRST_PAUSE

@@ -39,6 +39,7 @@ class ServerSource(Source):
         if topic.kind == KIND:
             self._servers.unwatch(Address.read(topic.name))
 
-    def _tell(self, address: Address, answers: bool) -> None:  # noqa: FBT001  # a listener's shape
+    def _tell(self, address: Address) -> None:
+        """Have all tried anew: who waits for a server shows the reason that holds now."""
         if self._look:
-            self._look(Topic(KIND, address.text), hint=answers)
+            self._look(Topic(KIND, address.text), hint=True)

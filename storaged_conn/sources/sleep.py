@@ -5,6 +5,7 @@ Attempts would fail while devices go away, and count; after the sleep every sent
 without knowing it. Source: org.freedesktop.login1(5), PrepareForSleep.
 """
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Final
 
@@ -15,6 +16,11 @@ from storaged_conn.sources.base import Look, Source
 
 LOGIND: Final = "org.freedesktop.login1"
 RULE: Final = f"type='signal',sender='{LOGIND}',member='PrepareForSleep'"
+
+LONGEST_PAUSE: Final = 60.0
+"""Seconds awake after which a sleep is over though nobody says so, as when logind was restarted
+meanwhile: it waits 5 s before the sleep (logind.conf(5), InhibitDelayMaxSec=), in which the event
+loop's clock stands still (clock_gettime(2), CLOCK_MONOTONIC)."""
 
 Spawn = Callable[[Coroutine[object, object, None]], object]
 
@@ -34,6 +40,7 @@ class SleepSource(Source):
         self._bus = bus
         self._spawn = spawn
         self._resync: Callable[[], None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def start(self, look: Look, resync: Callable[[], None]) -> None:
         """See Source."""
@@ -44,6 +51,7 @@ class SleepSource(Source):
     def close(self) -> None:
         """See Source."""
         self._resync = None
+        self._stop_timer()
 
     def watch(self, topic: Topic) -> None:
         """See Source; there are no topics here."""
@@ -52,11 +60,13 @@ class SleepSource(Source):
         """See Source."""
 
     def _hear(self, signal: Message) -> None:
-        if signal.text(Field.MEMBER) == "PrepareForSleep" and signal.text(Field.SIGNATURE) == "b":
+        said = (signal.text(Field.MEMBER), signal.text(Field.SIGNATURE))
+        # A match rule does not keep others from writing to us, and logind writes to all.
+        if said == ("PrepareForSleep", "b") and not signal.text(Field.DESTINATION):
             self._spawn(self._obey(signal))
 
     async def _obey(self, signal: Message) -> None:
-        """Act if it is logind who says so: a match rule does not keep others from writing to us."""
+        """Act if it is logind who says so."""
         try:
             (owner,) = await self._bus.ask("GetNameOwner", "s", LOGIND)
         except (CallError, BusLostError):
@@ -64,8 +74,19 @@ class SleepSource(Source):
         if owner != signal.text(Field.SENDER) or self._resync is None:
             return
         (sleeping,) = signal.arguments()
+        self._stop_timer()
         if sleeping:
             self.pause()
+            self._timer = asyncio.get_running_loop().call_later(LONGEST_PAUSE, self._wake_up)
         else:
-            self.resume()
+            self._wake_up()
+
+    def _wake_up(self) -> None:
+        self.resume()
+        if self._resync:
             self._resync()
+
+    def _stop_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None

@@ -26,10 +26,8 @@ async def resolve(host: str) -> list[str]:
     Raises:
         NameResolutionError: there is no such name, or nobody answers.
     """
-    try:
+    if is_address(host):
         return [str(ipaddress.ip_address(host))]
-    except ValueError:
-        pass
     try:
         result = await run(["/usr/bin/getent", "ahosts", "--", host], deadline=DEADLINE)
     except AttemptError as error:
@@ -38,6 +36,15 @@ async def resolve(host: str) -> list[str]:
     if result.returncode or not found:
         raise NameResolutionError(f"the name {host} cannot be resolved; see DNS and /etc/hosts")
     return interleave(found)
+
+
+def is_address(host: str) -> bool:
+    """Say whether this is an address, and not a name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def interleave(addresses: Iterable[str]) -> list[str]:

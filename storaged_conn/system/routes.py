@@ -20,8 +20,10 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from storaged_conn.errors import NoAddressError, NoNetworkError
 
-LOWER_UP: Final = 0x10000
-"""Source: netdevice(7), IFF_LOWER_UP: the driver signals that the other end is there."""
+USABLE: Final = 0x10000 | 0x40
+"""IFF_LOWER_UP and IFF_RUNNING: the other end is there, and packets are no longer thrown away, as
+they are for some 0.3 ms more, or until 802.1X has let this host in. Source: netdevice(7); kernel
+Documentation/networking/operstates.rst; net/core/link_watch.c, linkwatch_do_dev."""
 
 MAX_REPLY: Final = 64 * 1024
 """Source: netlink(7): more than any reply about one object."""
@@ -79,7 +81,7 @@ class Routes:
         question["index"] = index
         link = self._ask(question, RTM_GETLINK, address)
         name = link.get_attr("IFLA_IFNAME")
-        if not link["flags"] & LOWER_UP:
+        if link["flags"] & USABLE != USABLE:
             raise NoNetworkError(f"{name}, the way to {address}, is down; wait, or see its cable")
         return str(name)
 
@@ -102,8 +104,11 @@ def _fits(source: str, destination: ipaddress.IPv4Address | ipaddress.IPv6Addres
     """Say whether a source address leads back: a link-local one does only on its own link.
 
     While an address is tentative (duplicate address detection, RFC 4862 section 5.4), the kernel
-    chooses a link-local one instead, or none.
+    chooses a link-local one instead, or that of the loopback.
     """
     if not source:
         return False
-    return destination.is_link_local or not ipaddress.ip_address(source).is_link_local
+    ip = ipaddress.ip_address(source)
+    if ip.is_loopback:
+        return destination.is_loopback
+    return destination.is_link_local or not ip.is_link_local

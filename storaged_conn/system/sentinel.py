@@ -34,15 +34,20 @@ from storaged_conn.errors import (
     TemporaryError,
     UnreachableError,
 )
-from storaged_conn.system.resolve import resolve
+from storaged_conn.system.resolve import is_address, resolve
 from storaged_conn.system.routes import Route, Routes
 
-PATIENCE: Final = 1.0
-"""Seconds without an answer after which a server counts as down, while the attempt goes on: the
-kernel's first SYN retry comes after one (RFC 6298 section 2)."""
+PATIENCE: Final = 1.2
+"""Seconds without an answer after which a server counts as down, while the attempt goes on: a lost
+SYN and a lost question for the neighbour's address are sent again after one. Source: RFC 6298
+section 2; arp(7), retrans_time_ms."""
 
 ATTEMPT: Final = 120.0
 """Seconds of one attempt where the kernel sends a SYN every second for us."""
+
+NAME_ATTEMPT: Final = 15.0
+"""The same for what a name led to, since it may lead elsewhere after that. Source: RFC 1912 section
+2.2: what is to move soon has a TTL of minutes; failover services use 30 s and more."""
 
 STAGGER: Final = 0.25
 """Seconds before the next address is tried beside the first. Source: RFC 8305 section 5."""
@@ -50,6 +55,10 @@ STAGGER: Final = 0.25
 FIRST_RETRY: Final = 0.05
 LONGEST_RETRY: Final = 0.9
 """Seconds between attempts at a server that refuses: its return must show within 1 s."""
+
+HEARING: Final = 0.01
+"""Seconds after a neighbour was heard of: the attempt that had the kernel ask for it succeeds by
+itself, in a round trip (1 ms on a LAN), and must not be replaced in that very moment."""
 
 SHORT_LIFE: Final = 1.0
 """Seconds: a server that closes sooner than this is not asked again without a pause."""
@@ -126,6 +135,8 @@ class Sentinel:
         self._changed = changed
         self._wait: asyncio.Timeout | None = None
         self._ended: asyncio.Future[None] | None = None
+        self._dialling = False
+        self._left: list[socket.socket] = []
         self._addresses: list[str] = []
         self._ways: list[Route | str] = []
         self._allowance = Allowance()
@@ -139,17 +150,26 @@ class Sentinel:
 
     async def live(self) -> None:
         """Keep a connection, for ever."""
+        try:
+            await self._live()
+        finally:
+            self._close_left()
+
+    async def _live(self) -> None:
+        loop = asyncio.get_running_loop()
         failures = 0
         while True:
+            begun = loop.time()
             sentinel = await self._connect()
             if sentinel:
                 self._publish(None)
+                self._close_left()
                 failures = failures + 1 if await self._hold(sentinel) < SHORT_LIFE else 0
             else:
                 failures += 1
             # the end of a connection that worked is a reason to make the next one at once
             if not self._kicked and failures > bool(sentinel):
-                await self._pause(failures)
+                await self._pause(failures, begun)
             self._kicked = False
 
     def recheck(self) -> None:
@@ -163,28 +183,48 @@ class Sentinel:
             self._end()  # it may lead nowhere now: connect anew
         elif there_is_one or isinstance(self.error, NameResolutionError):
             self.kick()
+        elif changed and ways:
+            self._publish(self._why(self._addresses[0]))  # another reason why there is none
+            if self._dialling and self._wait and not self._wait.expired():
+                self._wait.reschedule(asyncio.get_running_loop().time())  # see _leave
 
     def hear_of(self, address: str) -> None:
-        """Try at once if this is the server, or the way to it."""
+        """Try anew if this is the server, or the way to it."""
         gateways = [way.gateway for way in self._ways if isinstance(way, Route)]
         if self.error and address in (*self._addresses, *gateways):
+            asyncio.get_running_loop().call_later(HEARING, self._kick_if_down)
+
+    def _kick_if_down(self) -> None:
+        if self.error:
             self.kick()
 
+    def renew(self) -> None:
+        """Connect anew at once, though the connection may be alive."""
+        self._end()
+        self.kick()
+
     def kick(self) -> None:
-        """End the pause, or the attempt that is stuck in the kernel's backoff, for a new one."""
+        """End the pause, or the attempt that is stuck in the kernel's backoff, for a new one.
+
+        Where that was done too often, it ends as soon as there is an allowance again.
+        """
         now = asyncio.get_running_loop().time()
-        if self._wait and not self._wait.expired() and not self._allowance.take(now):
-            self._kicked = True
-            self._wait.reschedule(now)
-            self._wait = None
+        until = self._wait.when() if self._wait else None
+        if not self._wait or self._wait.expired() or until is None or until <= now:
+            return
+        delay = self._allowance.take(now)
+        if now + delay < until:
+            self._kicked = not delay
+            self._wait.reschedule(now + delay)
 
     async def _connect(self) -> socket.socket | None:
         """Make one attempt; a kick ends it early."""
-        loop = asyncio.get_running_loop()
-        verdict = loop.call_later(PATIENCE, self._publish, self._silent())
+        verdict = asyncio.get_running_loop().call_later(PATIENCE, self._lose_patience)
+        self._dialling = True
         try:
-            async with asyncio.timeout(ATTEMPT) as self._wait:
-                self._addresses = await resolve(self.address.host)
+            longest = ATTEMPT if is_address(self.address.host) else NAME_ATTEMPT
+            async with asyncio.timeout(longest) as self._wait:
+                self._addresses = await self._resolve()
                 return await self._dial_all()
         except TimeoutError:
             return None
@@ -193,7 +233,20 @@ class Sentinel:
             return None
         finally:
             self._wait = None
+            self._dialling = False
             verdict.cancel()
+
+    async def _resolve(self) -> list[str]:
+        host = self.address.host
+        if self.error or not self.answers_at:
+            self._addresses = []
+            return await resolve(host)
+        # It answered until now: what becomes of its name must not take that away.
+        try:
+            async with asyncio.timeout(PATIENCE / 2):
+                return await resolve(host)
+        except (NameResolutionError, TimeoutError):
+            return [self.answers_at]
 
     async def _dial_all(self) -> socket.socket:
         self._ways = [self._way(one) for one in self._addresses]
@@ -204,15 +257,21 @@ class Sentinel:
         ]
         if not usable:
             raise self._why(self._addresses[0])
-        attempts = [partial(self._dial, one) for one in usable]
-        winner, index, failures = await staggered_race(attempts, STAGGER)
+        made: list[socket.socket] = []
+        attempts = [partial(self._dial, one, made) for one in usable]
+        try:
+            winner, index, failures = await staggered_race(attempts, STAGGER)
+        except BaseException:
+            for sentinel in made:
+                sentinel.close()  # it was connected in the very moment in which this was ended
+            raise
         if not isinstance(winner, socket.socket) or index is None:
             known = [one for one in failures if isinstance(one, AttemptError)]
             raise next(iter(known), self._silent())
         self.answers_at = usable[index]
         return winner
 
-    async def _dial(self, address: str) -> socket.socket:
+    async def _dial(self, address: str, made: list[socket.socket]) -> socket.socket:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         sentinel = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
@@ -229,6 +288,7 @@ class Sentinel:
         except BaseException:
             sentinel.close()
             raise
+        made.append(sentinel)
         self._keep_alive(sentinel)
         return sentinel
 
@@ -238,7 +298,7 @@ class Sentinel:
             sentinel.setsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS, SYN_EVERY_MS)
             sentinel.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, SYN_COUNT)
         except OSError:
-            return PATIENCE
+            return SYN_EVERY_MS / 1000
         return ATTEMPT
 
     def _keep_alive(self, sentinel: socket.socket) -> None:
@@ -249,7 +309,7 @@ class Sentinel:
             (socket.TCP_KEEPIDLE, timing.idle),
             (socket.TCP_KEEPINTVL, timing.interval),
             (socket.TCP_KEEPCNT, timing.count),
-            (socket.TCP_USER_TIMEOUT, silence * 1000),
+            (socket.TCP_USER_TIMEOUT, min(silence * 1000, 2**31 - 1)),
         ):
             sentinel.setsockopt(socket.IPPROTO_TCP, option, value)
 
@@ -263,9 +323,26 @@ class Sentinel:
             await self._ended
         finally:
             loop.remove_reader(sentinel)
-            sentinel.close()
+            self._leave(sentinel)
             self._ended = None
         return loop.time() - begun
+
+    def _leave(self, sentinel: socket.socket) -> None:
+        """Close a connection; where its way is gone, not before there is another.
+
+        Whatever the kernel sends into the void has it ask for the neighbour's address, once a
+        second (arp(7), retrans_time_ms), and all that is sent when the way is back waits for that.
+        """
+        if isinstance(self.error, (NoNetworkError, NoAddressError)):
+            sentinel.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0)
+            self._left.append(sentinel)
+        else:
+            sentinel.close()
+
+    def _close_left(self) -> None:
+        for sentinel in self._left:
+            sentinel.close()
+        self._left.clear()
 
     def _read(self, sentinel: socket.socket) -> None:
         try:
@@ -273,25 +350,35 @@ class Sentinel:
                 return  # a greeting; nobody here wants it
         except BlockingIOError:
             return
-        except OSError:
-            pass
+        except ConnectionResetError:
+            pass  # as a close: it may be the server's way to end what is idle
+        except OSError as error:
+            self._publish(self._failure(error))  # silence is a loss, and was waited for long enough
         self._end()
 
     def _end(self) -> None:
         if self._ended and not self._ended.done():
             self._ended.set_result(None)
 
-    async def _pause(self, failures: int) -> None:
+    async def _pause(self, failures: int, begun: float) -> None:
+        """Wait until it is time for the next attempt, which counts from when the last one began."""
         seconds = min(FIRST_RETRY * 2 ** min(failures, 8), LONGEST_RETRY)
         if isinstance(self.error, (NoNetworkError, NoAddressError)):
             seconds = NO_WAY
         try:
-            async with asyncio.timeout(spread(seconds, self._jitter)) as self._wait:
+            async with asyncio.timeout_at(begun + spread(seconds, self._jitter)) as self._wait:
                 await asyncio.get_running_loop().create_future()
         except TimeoutError:
             pass
         finally:
             self._wait = None
+
+    def _lose_patience(self) -> None:
+        if self._addresses:
+            self._publish(self._why(self._addresses[0]))
+        else:
+            text = f"the name {self.address.host} is not resolved yet; see DNS"
+            self._publish(NameResolutionError(text))
 
     def _publish(self, error: AttemptError | None) -> None:
         known = self.known.is_set()

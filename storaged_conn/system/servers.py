@@ -34,17 +34,19 @@ class Servers:
     """All servers that somebody needs.
 
     Attributes:
-        listeners: called with a server and whether it answers, whenever that changes.
+        listeners: called with a server when it begins to answer, and whenever it does not for
+            another reason than before.
     """
 
     def __init__(self, routes: Routes, timing: Timing, spawn: Spawn) -> None:
         """No server is watched yet."""
-        self.listeners: list[Callable[[Address, bool], None]] = []
+        self.listeners: list[Callable[[Address], None]] = []
         self._routes = routes
         self._timing = timing
         self._spawn = spawn
         self._servers: dict[Address, _Server] = {}
         self._unchecked: deque[Sentinel] = deque()
+        self._changed = False
 
     def watch(self, address: Address) -> None:
         """Keep a sentinel at a server from now on; may be called several times."""
@@ -55,7 +57,9 @@ class Servers:
 
     def unwatch(self, address: Address) -> None:
         """Undo one `watch`."""
-        server = self._servers[address]
+        server = self._servers.get(address)
+        if server is None:
+            return  # all were let go
         server.users -= 1
         if not server.users:
             del self._servers[address]
@@ -89,11 +93,9 @@ class Servers:
 
     def recheck(self) -> None:
         """Look at the ways to all servers again, since the network has changed."""
-        idle = not self._unchecked
-        # those that answer first: to lose one is what others wait to hear
-        self._unchecked = deque(sorted(self._sentinels(), key=lambda one: one.error is not None))
-        if idle:
-            self._recheck_some()
+        self._changed = True
+        if not self._unchecked:
+            self._recheck_all()
 
     def neighbour(self, address: str) -> None:
         """Hear that a host on the link answers: it may be a server that is back, or its gateway."""
@@ -101,9 +103,9 @@ class Servers:
             sentinel.hear_of(address)
 
     def retry(self) -> None:
-        """Try all that are down at once, as after a sleep."""
+        """Connect to all anew at once, as after a sleep: nobody knows what became of them."""
         for sentinel in self._sentinels():
-            sentinel.kick()
+            sentinel.renew()
 
     def close(self) -> None:
         """Let all go."""
@@ -115,12 +117,20 @@ class Servers:
     def _sentinels(self) -> list[Sentinel]:
         return [server.sentinel for server in self._servers.values()]
 
+    def _recheck_all(self) -> None:
+        self._changed = False
+        # those that answer first: to lose one is what others wait to hear
+        self._unchecked = deque(sorted(self._sentinels(), key=lambda one: one.error is not None))
+        self._recheck_some()
+
     def _recheck_some(self) -> None:
         for _ in range(min(SLICE, len(self._unchecked))):
             self._unchecked.popleft().recheck()
         if self._unchecked:
             asyncio.get_running_loop().call_soon(self._recheck_some)
+        elif self._changed:  # meanwhile; to begin anew then would never reach the last ones
+            self._recheck_all()
 
     def _tell(self, sentinel: Sentinel) -> None:
         for listener in self.listeners:
-            listener(sentinel.address, sentinel.error is None)
+            listener(sentinel.address)

@@ -9,11 +9,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from tests.bench import latency, scale, umount
+from tests.bench import latency, network, scale, storms, umount
 
 BENCHMARKS: Final[Mapping[str, Callable[[], Awaitable[None]]]] = {
     "latency": latency.main,
+    "network": network.main,
     "scale": scale.main,
+    "storms": storms.main,
     "umount": umount.main,
 }
 
