@@ -123,8 +123,10 @@ class Runner:
                 return "lost"
             case State.CONNECTING | State.WITHDRAWING:
                 return ""
+            case State.WAITING if not self.error:
+                return "retry-scheduled"
             case _:
-                return self.error.reason if self.error else "retry-scheduled"
+                return self.error.reason if self.error else ""
 
     def hold(self, cid: str) -> None:
         """Let a connection id want this."""
