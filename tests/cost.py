@@ -20,7 +20,7 @@ def resident(pid: int) -> float:
 async def idle(pid: int) -> None:
     """Return when a process has nothing left to do, which it must be able to reach."""
     async with asyncio.timeout(DEADLINE):
-        while await system_calls(pid, 0.5):
+        while await system_calls(pid, 2.5):  # IPv6 addresses settle for up to 2 s, RFC 4862
             pass
 
 

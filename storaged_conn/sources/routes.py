@@ -22,7 +22,7 @@ from pyroute2.netlink.rtnl import (
     RTMGRP_IPV6_IFADDR,
     RTMGRP_IPV6_ROUTE,
     RTMGRP_LINK,
-    RTMGRP_NEIGH,
+    RTNLGRP_NEIGH,
 )
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
@@ -31,13 +31,13 @@ from storaged_conn.sources.base import Look, Source
 from storaged_conn.system.servers import Servers
 
 GROUPS: Final = (
-    RTMGRP_LINK
-    | RTMGRP_NEIGH
-    | RTMGRP_IPV4_IFADDR
-    | RTMGRP_IPV6_IFADDR
-    | RTMGRP_IPV4_ROUTE
-    | RTMGRP_IPV6_ROUTE
+    RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE
 )
+
+SOL_NETLINK: Final = 270
+NETLINK_ADD_MEMBERSHIP: Final = 1
+NETLINK_DROP_MEMBERSHIP: Final = 2
+"""Source: netlink(7), Socket options; include/linux/socket.h."""
 
 BUFFER: Final = 8 * 1024 * 1024
 """Bytes: more than 5000 messages. Source: kernel-events.md 2.2."""
@@ -73,7 +73,7 @@ class RouteSource(Source):
         self._resync: Callable[[], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._pause = FIRST_PAUSE
-        self._again = self._missed = False
+        self._again = self._missed = self._neighbours = False
         self._marshal = MarshalRtnl()
 
     def start(self, look: Look, resync: Callable[[], None]) -> None:
@@ -87,6 +87,8 @@ class RouteSource(Source):
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._buffer)
         self._socket.bind((0, GROUPS))
         asyncio.get_running_loop().add_reader(self._socket, self._read)
+        self._servers.listeners.append(lambda _: self._follow())
+        self._follow()
 
     def close(self) -> None:
         """See Source."""
@@ -118,6 +120,14 @@ class RouteSource(Source):
             if sender == 0:  # only the kernel has this port; see netlink(7)
                 self._take(data)
 
+    def _follow(self) -> None:
+        """Hear of neighbours while a server is down; those in use come and go twice a minute."""
+        wanted = self._servers.any_down()
+        if self._socket and wanted is not self._neighbours:
+            self._neighbours = wanted
+            option = NETLINK_ADD_MEMBERSHIP if wanted else NETLINK_DROP_MEMBERSHIP
+            self._socket.setsockopt(SOL_NETLINK, option, RTNLGRP_NEIGH)
+
     def _overflow(self) -> None:
         """Messages were lost: what they would have said is looked up, all of it."""
         self._missed = True
@@ -127,7 +137,9 @@ class RouteSource(Source):
         _, kind, _, _, _ = _NLMSGHDR.unpack_from(data)
         if kind not in {RTM_NEWNEIGH, RTM_DELNEIGH}:
             self._changed()
-        elif _NDM_STATE.unpack_from(data, _NLMSGHDR.size + 8)[0] & THERE:
+            return
+        self._follow()  # who was down may not be watched any more
+        if _NDM_STATE.unpack_from(data, _NLMSGHDR.size + 8)[0] & THERE:
             for message in self._marshal.parse(data):
                 if address := message.get_attr("NDA_DST"):  # what a bridge has learnt is without
                     self._servers.neighbour(str(address))

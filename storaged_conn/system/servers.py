@@ -70,6 +70,10 @@ class Servers:
         server = self._servers.get(address)
         return server.sentinel.error if server else None
 
+    def any_down(self) -> bool:
+        """Say whether there is a server that is known not to answer."""
+        return any(one.error for one in self._sentinels())
+
     @asynccontextmanager
     async def reach(self, address: Address) -> AsyncIterator[str]:
         """Wait for a server's verdict and for one of its AT_ONCE places.

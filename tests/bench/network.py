@@ -9,7 +9,7 @@ Needs root.
 import asyncio
 import os
 import random
-import socket
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,7 +19,7 @@ from statistics import quantiles
 from typing import Final, NamedTuple
 
 from tests.bench.table import Row, print_table
-from tests.live import DEADLINE
+from tests.bench.tap import Tap
 from tests.netns import CLIENT, INTERFACE, Network, Server, address, network
 from tests.tape import Inside, behind
 
@@ -110,7 +110,7 @@ async def _flap(on: Stage) -> list[Row]:
     lost: list[float] = []
     tried: list[float] = []
     back: list[float] = []
-    with _Tap(on.net) as tap:
+    with Tap(on.net.client) as tap:
         for number in range(FLAPS):
             if number and number % RENEWED == 0:
                 await on.inside.caller.unmanage("x")
@@ -136,67 +136,12 @@ async def _link(on: Stage, *, up: bool) -> float:
     return began
 
 
-class _Tap:
-    """Sees what leaves the client for the server: questions for its address, and first packets."""
-
-    def __init__(self, net: Network) -> None:
-        with net.client.entered():
-            kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
-            self._socket = socket.socket(socket.AF_PACKET, kind, socket.htons(ETH_P_ALL))
-            self._socket.bind((INTERFACE, ETH_P_ALL))
-        self._seen: list[float] = []
-        self._news = asyncio.Event()
-
-    def __enter__(self) -> "_Tap":
-        asyncio.get_running_loop().add_reader(self._socket, self._read)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        asyncio.get_running_loop().remove_reader(self._socket)
-        self._socket.close()
-
-    async def sees(self, after: float) -> float:
-        """Return the time of the first packet after a time."""
-        async with asyncio.timeout(DEADLINE):
-            while True:
-                self._news.clear()
-                for at in self._seen:
-                    if at >= after:
-                        return at
-                await self._news.wait()
-
-    def _read(self) -> None:
-        try:
-            data, sender = self._socket.recvfrom(2048)
-        except OSError:  # the interface went down
-            return
-        if sender[2] == socket.PACKET_OUTGOING and _is_first(data):
-            self._seen.append(_now())
-            self._news.set()
-
-
-ETH_P_ALL: Final = 3
-ARP_REQUEST: Final = bytes.fromhex("08060001080006040001")
-IPV4: Final = bytes.fromhex("080045")
-IPPROTO_TCP: Final = 6
-SYN: Final = 0x02
-"""Source: packet(7); RFC 826 and RFC 894; RFC 791 section 3.1; RFC 9293 section 3.1."""
-
-
-def _is_first(frame: bytes) -> bool:
-    server = socket.inet_aton(address())
-    if frame[12:22] == ARP_REQUEST:
-        return frame[38:42] == server
-    is_tcp = frame[12:15] == IPV4 and frame[23] == IPPROTO_TCP
-    return is_tcp and frame[30:34] == server and frame[47] == SYN
-
-
 async def _poll(on: Stage) -> list[Row]:
     """Play a few flaps that last until all have noticed."""
     program = str(Path(__file__).with_name("poller.py"))
     numbers = (str(PORT), str(INTERVAL), str(MONITORS))
     polling = await asyncio.create_subprocess_exec(
-        *on.net.client.prefix, "python3", "-I", program, address(), *numbers,
+        *on.net.client.prefix, sys.executable, "-I", program, address(), *numbers,
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert polling.stdout is not None

@@ -37,8 +37,12 @@ class FakeServers(Servers, News):
 
     def __init__(self) -> None:
         News.__init__(self)
+        self.listeners = []
         self.rechecks = 0
         self.seen: list[str] = []
+
+    def any_down(self) -> bool:
+        return True
 
     async def looks(self, wanted: int) -> None:
         await self.until(lambda: self.rechecks >= wanted)
