@@ -111,19 +111,32 @@ class Objects:
     def list_body(self) -> bytes:
         """Marshal List's reply."""
         self._refresh()
+        self._show(self._fresh | self._unsent)
         return self._joined("List", lambda one: one.listed)
 
     def managed_body(self) -> bytes:
         """Marshal GetManagedObjects' reply."""
         self._refresh()
+        self._show(self._fresh | self._unsent)
         return self._joined("GetManagedObjects", lambda one: one.managed)
 
     def all_body(self, cid: str) -> bytes:
         """Marshal GetAll's reply."""
         self._refresh()
+        self._show({cid} & (self._fresh | self._unsent))
         return wire.array(self._objects[cid].entries.values())
 
     # inside
+
+    def _show(self, cids: set[str]) -> None:
+        """Remember that somebody has seen what no signal has told yet.
+
+        If it is taken back before the next signal, that signal must say so.
+        """
+        for cid in cids & self._objects.keys():
+            one = self._objects[cid]
+            told = one.sent.items() & one.entries.items()
+            one.sent = dict(told)
 
     def _joined(self, name: str, part: Callable[[_Object], Entry]) -> bytes:
         if name not in self._bodies:

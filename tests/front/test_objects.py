@@ -62,6 +62,25 @@ def test_after_a_quiet_time_a_change_is_told_at_once_again() -> None:
     play(scene())
 
 
+@pytest.mark.parametrize("ask", ["list", "managed", "all"])
+def test_what_somebody_has_seen_is_told_even_if_it_is_taken_back(ask: str) -> None:
+    async def scene() -> None:
+        world = World()
+        world.add("a")
+        world.change("a", State="connecting")
+        await turn()
+        world.change("a", State="waiting")
+        objects = world.objects
+        {"list": objects.list_body, "managed": objects.managed_body}.get(
+            ask, lambda: objects.all_body("a")
+        )()
+        world.change("a", State="connecting")
+        await asyncio.sleep(1)
+        assert [values["State"] for _, values in world.told("a")] == ["connecting", "connecting"]
+
+    play(scene())
+
+
 def test_a_change_that_is_taken_back_is_not_told() -> None:
     async def scene() -> None:
         world = World()
