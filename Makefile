@@ -3,10 +3,11 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup demo check check-long bench clean
+.PHONY: setup demo check check-vm check-long bench clean
 setup: ; @sh tools/setup $(PYTHON) $(VENV)
 demo: setup ; @sh tools/demo $(RUN)
 check: setup ; @$(RUN) -m pytest tests
+check-vm: setup ; @sh tests/vm/setup && $(RUN) -m tests.vm $(addprefix --suite=,$(SUITE)) $(ARGS)
 check-long: setup ; @HYPOTHESIS_PROFILE=long $(RUN) -m pytest tests/core
 bench: setup ; @$(RUN) -m tests.bench
 clean: ; rm -rf $(VENV) build dist *.egg-info .coverage*
