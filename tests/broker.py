@@ -19,7 +19,7 @@ from typing import Final
 
 from dbus_next import Message, Variant
 
-from tests.live import DEADLINE
+from tests.live import DEADLINE, Address
 
 # Verdicts are (allowed, priority, ...); "" and 0 match everything; last: 0 to U64_MAX descriptors.
 OWN: Final = "a(btbs)"
@@ -42,7 +42,7 @@ LIMITS: Final = ["--max-bytes=536870912", "--max-fds=4096", "--max-matches=16384
 
 
 @contextmanager
-def broker_bus() -> Iterator[str]:
+def broker_bus() -> Iterator[Address]:
     """Run a dbus-broker on which everything is allowed.
 
     Yields:
@@ -51,24 +51,24 @@ def broker_bus() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="storaged-bus-") as name:
         path = Path(name, "bus")
         Path(name).chmod(0o755)
-        with socket.socket(socket.AF_UNIX) as listener, _broker() as controller:
+        with socket.socket(socket.AF_UNIX) as listener, _broker() as (controller, process):
             listener.bind(str(path))
             path.chmod(0o666)
             listener.listen()
             listener.settimeout(0)  # dbus-broker accepts until EAGAIN
             _add_listener(controller, listener)
-            yield f"unix:path={path}"
+            yield Address(f"unix:path={path}").of(process)
 
 
 @contextmanager
-def _broker() -> Iterator[socket.socket]:
+def _broker() -> Iterator[tuple[socket.socket, subprocess.Popen[bytes]]]:
     ours, theirs = socket.socketpair()
     ours.settimeout(DEADLINE)
     argv = ["dbus-broker", f"--controller={theirs.fileno()}", f"--machine-id={'0' * 31}1", *LIMITS]
     with ours, theirs, subprocess.Popen(argv, pass_fds=[theirs.fileno()]) as process:
         theirs.close()
         try:
-            yield ours
+            yield ours, process
         finally:
             process.kill()
 

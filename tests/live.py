@@ -13,6 +13,7 @@ Everything waits for an event and gives up after DEADLINE; what was started is g
 import asyncio
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -49,8 +50,25 @@ BUS_CONFIG: Final = """\
 """
 
 
+class Address(str):
+    """Where a private bus listens; as a context manager, it takes and sends nothing meanwhile."""
+
+    pid: int
+
+    def of(self, process: subprocess.Popen[bytes]) -> Self:
+        self.pid = process.pid
+        return self
+
+    def __enter__(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED)
+
+    def __exit__(self, *_: object) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+
 @contextmanager
-def private_bus() -> Iterator[str]:
+def private_bus() -> Iterator[Address]:
     """Run a dbus-daemon with a system bus's limits, on which everything is allowed.
 
     Yields:
@@ -64,7 +82,7 @@ def private_bus() -> Iterator[str]:
         argv = ["dbus-daemon", f"--config-file={config}", "--nofork", "--print-address=1"]
         with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
             try:
-                yield _first_line(process)
+                yield Address(_first_line(process)).of(process)
             finally:
                 process.kill()
 

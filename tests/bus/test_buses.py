@@ -2,7 +2,6 @@
 """On real buses: what ends a connection of dbus-next does not end one of ours."""
 
 import asyncio
-import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,7 +24,7 @@ from tests.bus.wires import (
     raw_call,
     subscribe,
 )
-from tests.live import DEADLINE, private_bus
+from tests.live import DEADLINE, Address, private_bus
 
 pytestmark = pytest.mark.bus
 
@@ -35,19 +34,19 @@ SMALLEST = len(wire.header(call_to(":1.1")))
 
 
 @pytest.fixture(scope="module")
-def daemon_address() -> Iterator[str]:
+def daemon_address() -> Iterator[Address]:
     with private_bus() as address:
         yield address
 
 
 @pytest.fixture(scope="module")
-def broker_address() -> Iterator[str]:
+def broker_address() -> Iterator[Address]:
     with broker_bus() as address:
         yield address
 
 
 @pytest.fixture(scope="module", params=[private_bus, broker_bus])
-def address(request: pytest.FixtureRequest) -> Iterator[str]:
+def address(request: pytest.FixtureRequest) -> Iterator[Address]:
     with request.param() as address:
         yield address
 
@@ -62,33 +61,28 @@ async def until_lost(bus: Any) -> Any:
 # a full socket
 
 
-def make_small(sock: socket.socket) -> None:
-    """Have a socket full as soon as with a bus that is busy. Source: socket(7), SO_SNDBUF."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-
-
-async def test_a_burst_of_signals_to_a_slow_reader_arrives_whole(address: str) -> None:
+async def test_a_burst_of_signals_to_a_slow_reader_arrives_whole(address: Address) -> None:
     async with connected(address) as sender, connected(address) as reader:
         heard = Heard()
         await subscribe(reader, heard)
         reader.pause(reading=False)
-        make_small(sender._sock)
-        for number in range(BURST):
-            body = wire.marshal("us", [number, TEXT])
-            sender.signal(PATH, INTERFACE, "Signal", "us", body)
-        assert sender._queue, "the socket took it all, so nothing was shown"
+        with address:
+            for number in range(BURST):
+                body = wire.marshal("us", [number, TEXT])
+                sender.signal(PATH, INTERFACE, "Signal", "us", body)
+            assert sender._queue, "the socket took it all, so nothing was shown"
         reader.pause(reading=True)
         await heard.count(BURST)
         assert [one.arguments()[0] for one in heard.messages] == list(range(BURST))
         assert await sender.ask("GetId")
 
 
-async def test_dbus_next_would_lose_its_connection_in_the_burst(daemon_address: str) -> None:
+async def test_dbus_next_would_lose_its_connection_in_the_burst(daemon_address: Address) -> None:
     async with naive(daemon_address) as bus:
-        make_small(bus._sock)
-        message = Theirs.new_signal(PATH, INTERFACE, "Signal", "s", [TEXT])
-        sent = [bus.send(message) for _ in range(BURST)]
-        assert isinstance(await until_lost(bus), BlockingIOError)
+        with daemon_address:
+            message = Theirs.new_signal(PATH, INTERFACE, "Signal", "s", [TEXT])
+            sent = [bus.send(message) for _ in range(BURST)]
+            assert isinstance(await until_lost(bus), BlockingIOError)
         assert not all(one.done() and not one.exception() for one in sent)
 
 
