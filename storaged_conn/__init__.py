@@ -4,6 +4,7 @@
 The core decides, drivers and sources touch the world, the front translates. Imports point one way,
 and `tests/test_imports.py` holds them to it:
 
-    errors, names, config < core < system < bus < {store, drivers, sources} < runner < unmanaged
-                  < manager < front < daemon < __main__   (ctl: a client, over names and bus only)
+    errors, names, config < core < system < bus < {store, drivers, sources} < runner
+                  < {unmanaged, leaving} < manager < front < daemon < __main__
+                  (ctl: a client, over names and bus only)
 """

@@ -28,6 +28,7 @@ from storaged_conn.front.lifetimes import Lifetimes
 from storaged_conn.front.objects import Objects
 from storaged_conn.front.tree import Tree
 from storaged_conn.front.waits import Waits
+from storaged_conn.leaving import is_note, retire
 from storaged_conn.manager import Manager
 from storaged_conn.names import CONNECTION, DBUS, SERVICE
 from storaged_conn.sources.directories import DirectorySource
@@ -136,14 +137,16 @@ class _Parts:
     _audit: asyncio.TimerHandle | None = None
 
     async def restore(self, records: Sequence[Record]) -> None:
-        """Take up what was managed before; forget what was to end with its boot or its caller."""
-        alive = []
+        """Take up what was managed before; end what was to end, with its boot or its caller."""
+        alive, notes = [], []
         for record in records:
-            if await self.lifetimes.is_alive(record):
+            if is_note(record):
+                notes.append(record)
+            elif await self.lifetimes.is_alive(record):
                 alive.append(record)
             else:
-                await self.store.remove(record.cid)
-        self.manager.start(alive)
+                notes.append(await retire(self.store, record))
+        self.manager.start(alive, notes)
         for record in alive:
             await self.lifetimes.follow(record)
 

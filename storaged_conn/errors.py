@@ -8,9 +8,10 @@
       AttemptError        the world said no, to one attempt of one connection
         TemporaryError    the next attempt may succeed:  waiting
           MissingError  UnreachableError  TimedOutError  BusyError  TroubleError
-          NoNetworkError  NoAddressError  NameResolutionError  ServerRefusedError
+          NoNetworkError  NoAddressError  NameResolutionError  ServerRefusedError  StaleError
         PermanentError    the same answer would come again, until something changes:  failed
           RefusedError  AuthenticationError  UnusableError  InternalError
+          NotOfferedError  AccessDeniedError  ProtocolError
       StoreError          the records cannot be kept or read
 
 Anything else is a bug. Numbers and names are API: never reuse or renumber one.
@@ -162,6 +163,14 @@ class ServerRefusedError(TemporaryError):
     reason = "server-refused"
 
 
+class StaleError(TemporaryError):
+    """The server has put something else where the storage was; what is connected is worthless."""
+
+    name = "Stale"
+    code = 29
+    reason = "stale"
+
+
 class PermanentError(AttemptError):
     """The same answer would come again."""
 
@@ -196,6 +205,30 @@ class InternalError(PermanentError):
     name = "Internal"
     code = 43
     reason = "internal-error"
+
+
+class NotOfferedError(PermanentError):
+    """The server is there, and has no such export, target or subsystem."""
+
+    name = "NotOffered"
+    code = 44
+    reason = "not-offered"
+
+
+class AccessDeniedError(PermanentError):
+    """The server has it, and not for this host."""
+
+    name = "AccessDenied"
+    code = 45
+    reason = "access-denied"
+
+
+class ProtocolError(PermanentError):
+    """The server does not speak the protocol, or the version, that is asked for."""
+
+    name = "ProtocolNotSupported"
+    code = 46
+    reason = "protocol"
 
 
 class StoreError(ConnError):

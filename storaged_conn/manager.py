@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
 from storaged_conn.core.machine import Machine, State
 from storaged_conn.core.model import (
@@ -37,6 +37,7 @@ from storaged_conn.errors import (
     NotSupportedError,
     RequestError,
 )
+from storaged_conn.leaving import Leaving, Records, retire
 from storaged_conn.runner import Runner, Spawn, Surroundings
 from storaged_conn.sources.base import Source
 from storaged_conn.unmanaged import Listener, Unmanaged, View
@@ -48,16 +49,6 @@ MAX_CONNECTIONS: Final = 32768
 
 COMMON_OPTIONS: Final = {"lifetime": "s"}
 """The options that every scheme has."""
-
-
-class Records(Protocol):
-    """Where records become durable."""
-
-    async def add(self, record: Record) -> None:
-        """Return when it is durable; raise StoreError otherwise."""
-
-    async def remove(self, cid: str) -> None:
-        """Return when it is durably gone; raise StoreError otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +99,7 @@ class Manager:
         self._places: dict[Topic, Target] = {}
         self._expected: Counter[Target] = Counter()
         self._unmanaged = Unmanaged(drivers)
+        self._leaving = Leaving(records, spawn)
         self._turns = _Turns()
 
     def listen(self, listener: Listener) -> None:
@@ -117,8 +109,8 @@ class Manager:
 
     # life
 
-    def start(self, records: Iterable[Record]) -> None:
-        """Watch the world, and take up what was managed before."""
+    def start(self, records: Iterable[Record], notes: Iterable[Record] = ()) -> None:
+        """Watch the world, take up what was managed before, and end what was to end."""
         for source in self._sources:
             source.start(self.look, self.resync)
         for record in records:
@@ -128,6 +120,8 @@ class Manager:
                 logger.warning("%r cannot be taken up: %s", record.cid, error)
                 driver, target = UnavailableDriver(error), Target(record.uri, (("id", record.cid),))
             self._take_up(record, driver, target)
+        for note in notes:
+            self._end(note)
         self._unmanaged.refresh()
 
     def stop(self) -> None:
@@ -201,12 +195,15 @@ class Manager:
         async with self._turns.take(cid):
             if cid not in self._records:
                 raise NotFoundError(f"connection_id {cid!r} is not managed; see List")
-            await self._store.remove(cid)
+            note = await retire(self._store, self._records[cid])
             del self._records[cid]
             runner = self._runner_of.pop(cid)
+            self._leaving.add(note, runner.target)
             for listener in self._listeners:
                 listener.removed(cid)
             runner.release(cid)
+            if runner.machine.holders:
+                self._leaving.settle(runner.target)
 
     async def validate(self, uri: str, given: Mapping[str, Given]) -> Mapping[str, Value]:
         """Find out whether managing this would lead to a connection now.
@@ -312,6 +309,8 @@ class Manager:
             yield
         finally:
             self._expected[target] -= 1
+            if not self._expected[target]:
+                del self._expected[target]
             self._forget_places(driver, target)
 
     def _claim_places(self, driver: Driver, target: Target) -> None:
@@ -335,15 +334,30 @@ class Manager:
                     del self._places[topic]
 
     def _take_up(self, record: Record, driver: Driver, target: Target) -> None:
-        runner = self._runners.get(target) or self._add_runner(driver, target)
+        runner = self._runners.get(target)
+        if runner is None:
+            runner = self._add_runner(driver, target, Machine(_jitter()))
         self._records[record.cid] = record
         self._runner_of[record.cid] = runner
-        runner.hold(record.cid)
+        runner.hold(record.cid, target)
+        self._leaving.settle(target)
         for listener in self._listeners:
             listener.added(record.cid)
 
-    def _add_runner(self, driver: Driver, target: Target) -> Runner:
-        machine = Machine(random.random())  # noqa: S311  # spreads waits, keeps no secret
+    def _end(self, note: Record) -> None:
+        try:
+            driver, target = self._read(note)
+        except RequestError as error:  # kept: another start may know it again
+            logger.warning("%s cannot be ended: %s", note.uri, error)
+            return
+        self._leaving.add(note, target)
+        if target in self._runners:
+            self._leaving.settle(target)
+            return
+        machine = Machine(_jitter(), State.DISCONNECTING, ours=True)  # the driver knows better
+        self._add_runner(driver, target, machine).end()
+
+    def _add_runner(self, driver: Driver, target: Target, machine: Machine) -> Runner:
         runner = Runner(target, driver, machine, self._surroundings)
         self._runners[target] = runner
         for topic in driver.topics(target):
@@ -365,6 +379,7 @@ class Manager:
                 for source in self._sources:
                     source.unwatch(topic)
         self._forget_places(runner.driver, runner.target)
+        self._leaving.settle(runner.target)
 
     def _runner_changed(self, runner: Runner) -> None:
         if runner.machine.state is State.ABSENT and self._runners.get(runner.target) is runner:
@@ -373,6 +388,10 @@ class Manager:
         for cid in runner.machine.holders:
             for listener in self._listeners:
                 listener.changed(cid)
+
+
+def _jitter() -> float:
+    return random.random()  # noqa: S311  # spreads waits, keeps no secret
 
 
 def _read_lifetime(options: Mapping[str, Value]) -> Lifetime:

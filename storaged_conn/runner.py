@@ -69,6 +69,8 @@ class Runner:
     """One real connection, alive.
 
     Attributes:
+        target: which connection, with the secrets that count: those of the id that came last of
+            those that hold it and gave any, or of the last holder, once it is released.
         present: what the kernel has of it, as seen last.
         error: what the last operation failed with, or None.
         since: microseconds of real time at which the public state changed last.
@@ -100,6 +102,7 @@ class Runner:
         self._spawn = surroundings.spawn
         self._changed = surroundings.changed
         self._awake = surroundings.awake
+        self._held: dict[str, Target] = {}  # as each id gave it, in the order in which they came
         self._timer: asyncio.TimerHandle | None = None
         self._wish: bool | None = None  # a look is due, and whether it is for a hint
         self._looking = False
@@ -128,13 +131,26 @@ class Runner:
             case _:
                 return self.error.reason if self.error else ""
 
-    def hold(self, cid: str) -> None:
-        """Let a connection id want this."""
+    def hold(self, cid: str, target: Target) -> None:
+        """Let a connection id want this, with the secrets that it gave.
+
+        What waits or has failed is tried at once where other secrets count from now on.
+        """
+        self._held[cid] = target
+        tried, self.target = self.target, self._choose()
         self._after(self.machine.hold(cid, self._now()), self.state)
+        self._retry_unless_tried(tried)
 
     def release(self, cid: str) -> None:
-        """Let a connection id go."""
+        """Let a connection id go; see hold."""
+        del self._held[cid]
+        tried, self.target = self.target, self._choose()
         self._after(self.machine.release(cid, self._now()), self.state)
+        self._retry_unless_tried(tried)
+
+    def end(self) -> None:
+        """End what an earlier run has left; its machine begins in DISCONNECTING."""
+        self._spawn(self._end())
 
     def retry(self) -> None:
         """Try at once what waits or has failed; anything else stays as it is."""
@@ -156,6 +172,14 @@ class Runner:
         """Let go of the timer; what the kernel has stays as it is."""
         if self._timer:
             self._timer.cancel()
+
+    def _choose(self) -> Target:
+        held = list(self._held.values()) or [self.target]  # with the last one it is disconnected
+        return next((one for one in reversed(held) if one.secrets), held[-1])
+
+    def _retry_unless_tried(self, tried: Target) -> None:
+        if self.target.secrets != tried.secrets:
+            self.retry()
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -198,12 +222,20 @@ class Runner:
         detail = f" ({self.reason}: {self.error})" if self.error else ""
         logger.info("%s, held by %s: %s%s", self.target.uri, holders, self.state, detail)
 
+    async def _end(self) -> None:
+        observed = await self._observe()
+        self.present = observed if isinstance(observed, Present) else None
+        self._changed(self)
+        await self._operate(Command.DISCONNECT)
+
     async def _operate(self, command: Command) -> None:
+        tried = self.target
         try:
             if command is Command.CONNECT:
                 await self._awake.wait()
+                tried = self.target
                 if self.machine.state is State.CONNECTING:  # still wanted, right before the act
-                    self.present = await self.driver.connect(self.target)
+                    self.present = await self.driver.connect(tried)
             else:
                 await self.driver.disconnect(self.target, self.present)
                 self.present = None
@@ -216,6 +248,7 @@ class Runner:
         self.apply(self._outcome(command))
         if self.present and not self.present.responsive and self.machine.state in UP:
             self.apply(Stalled(self.present.ours))
+        self._retry_unless_tried(tried)
 
     def _outcome(self, command: Command) -> Event:
         if command is Command.DISCONNECT:

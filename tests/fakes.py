@@ -16,17 +16,18 @@ from storaged_conn.core.model import (
     Topic,
     Value,
 )
-from storaged_conn.drivers.base import Driver
+from storaged_conn.drivers.base import Driver, part
 from storaged_conn.errors import InvalidArgumentError
 
 
 class FakeDriver(Driver):
     """`fake:NAME`: connects at once, unless it is held, or told what to raise."""
 
-    options: ClassVar[Mapping[str, str]] = {"mountpoint": "s", "speed": "x"}
+    options: ClassVar[Mapping[str, str]] = {"mountpoint": "s", "speed": "x", "password": "ay"}
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, str]] = []
+        self.targets: list[Target] = []
         self.kernel: dict[str, Present] = {}
         self.foreigners: list[Foreign] = []
         self.failures: deque[Exception] = deque()
@@ -45,7 +46,7 @@ class FakeDriver(Driver):
     def parse(self, uri: str, options: Mapping[str, Value]) -> Target:
         if uri.endswith("bad"):
             raise InvalidArgumentError("uri: bad")
-        return Target(uri.lower(), tuple(sorted(options.items())))
+        return Target(uri.lower(), *part(options))
 
     def topics(self, target: Target) -> frozenset[Topic]:
         place = target.option("mountpoint")
@@ -86,6 +87,7 @@ class FakeDriver(Driver):
     async def _work(self, what: str, target: Target) -> None:
         assert target.uri not in self.running, "two operations on one real connection"
         self.calls.append((what, target.uri))
+        self.targets.append(target)
         self.running.add(target.uri)
         try:
             await self.free.wait()
@@ -111,6 +113,11 @@ class FakeStore:
     async def remove(self, cid: str) -> None:
         await self._write()
         self.records.pop(cid, None)
+
+    async def replace(self, cid: str, record: Record) -> None:
+        await self._write()
+        self.records.pop(cid, None)
+        self.records[record.cid] = record
 
     async def _write(self) -> None:
         await self.free.wait()

@@ -2,9 +2,10 @@
 """What the tests of the store share."""
 
 import asyncio
+import resource
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,14 @@ def refusal(path: Path) -> str:
         Store(path).open()
     assert everything(path.parent) == before
     return str(caught.value)
+
+
+@contextmanager
+def no_file_longer_than(size: int) -> Iterator[None]:
+    """Fail writes as a full disk does: SIGXFSZ is ignored by Python. Source: setrlimit(2)."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

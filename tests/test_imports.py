@@ -23,8 +23,8 @@ DOORS: Final = {"dbus_next": "bus", "subprocess": "system", "ctypes": "system"}
 """What only one part may import."""
 
 PURE: Final = {
-    *("abc", "collections", "dataclasses", "enum", "functools", "itertools", "math", "operator"),
-    *("re", "string", "types", "typing"),
+    *("abc", "collections", "dataclasses", "enum", "functools", "hmac", "itertools", "math"),
+    *("operator", "re", "string", "types", "typing"),
 }
 """What the core may import from the standard library: it knows no time, no chance and no world."""
 

@@ -5,8 +5,10 @@ from collections.abc import AsyncIterator, Mapping
 import pytest
 
 from storaged_conn.core.model import Foreign, Given, Lifetime, Present, Record, Topic
+from storaged_conn.core.secret import Secret
 from storaged_conn.errors import (
     AlreadyExistsError,
+    AuthenticationError,
     BusyError,
     ConnError,
     InvalidArgumentError,
@@ -103,6 +105,26 @@ async def test_two_ids_on_one_storage_share_one_connection(stage: Stage) -> None
     await stage.driver.gone("fake:a")
     assert stage.calls == ["connect", "disconnect"]
     assert not stage.source.watched
+
+
+async def test_two_ids_with_different_secrets_share_one_connection(stage: Stage) -> None:
+    stage.driver.failures.append(AuthenticationError("wrong password"))
+    await stage.manage("fake:a", "one", password=("ay", b"1"))
+    await stage.until("one", "failed")
+    await stage.manage("fake:a", "two", password=("ay", b"2"))
+    await stage.until("one", "connected")
+    assert stage.view("one").runner is stage.view("two").runner
+    passwords = [target.secret("password") for target in stage.driver.targets]
+    assert passwords == [Secret(b"1"), Secret(b"2")]
+    assert stage.store.records["one"].options == {"password": Secret(b"1")}
+
+
+async def test_after_a_restart_the_secrets_of_the_last_count_again(stage: Stage) -> None:
+    kept = [Record(str(n), "fake:a", {"password": Secret(b"%d" % n)}) for n in (2, 3, 1)]
+    stage.manager.start(kept)
+    await stage.until("1", "connected")
+    (target,) = stage.driver.targets
+    assert target.secret("password") == Secret(b"1")
 
 
 async def test_other_options_are_another_connection(stage: Stage) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from storaged_conn.core.machine import Machine, State
 from storaged_conn.core.model import Absent, Present, Target
+from storaged_conn.core.secret import Secret
 from storaged_conn.errors import AuthenticationError, BusyError, TimedOutError, UnreachableError
 from storaged_conn.runner import Runner, Surroundings
 from tests.fakes import FakeDriver, News
@@ -40,6 +41,16 @@ class Stage:
     def calls(self) -> list[str]:
         return [what for what, _ in self.driver.calls]
 
+    @property
+    def passwords(self) -> str:
+        """The password of each connect and disconnect, a - for none."""
+        found = [target.secret("password") for target in self.driver.targets]
+        return "".join(one.reveal().decode() if one else "-" for one in found)
+
+
+def with_password(text: str) -> Target:
+    return Target("fake:a", (), (("password", Secret(text.encode())),))
+
 
 @pytest.fixture
 async def stage() -> AsyncIterator[Stage]:
@@ -51,7 +62,7 @@ async def stage() -> AsyncIterator[Stage]:
 
 
 async def test_what_is_held_is_connected(stage: Stage) -> None:
-    stage.runner.hold("c")
+    stage.runner.hold("c", TARGET)
     assert stage.runner.state == "connecting"
     await stage.until("connected")
     assert stage.runner.reason == ""
@@ -61,7 +72,7 @@ async def test_what_is_held_is_connected(stage: Stage) -> None:
 
 async def test_a_temporary_failure_waits_with_its_reason(stage: Stage) -> None:
     stage.driver.failures.append(UnreachableError("no route to it; wait"))
-    stage.runner.hold("c")
+    stage.runner.hold("c", TARGET)
     await stage.until("waiting")
     assert stage.runner.reason == "server-unreachable"
     assert isinstance(stage.runner.error, UnreachableError)
@@ -71,7 +82,7 @@ async def test_a_temporary_failure_waits_with_its_reason(stage: Stage) -> None:
 
 async def test_the_timer_brings_the_next_attempt(stage: Stage) -> None:
     stage.driver.failures.append(UnreachableError("not yet"))
-    stage.runner.hold("c")
+    stage.runner.hold("c", TARGET)
     await stage.until("waiting")
     await stage.until("connected")
     assert stage.calls == ["connect", "connect"]
@@ -80,7 +91,7 @@ async def test_the_timer_brings_the_next_attempt(stage: Stage) -> None:
 
 async def test_a_permanent_failure_is_failed(stage: Stage) -> None:
     stage.driver.failures.append(AuthenticationError("wrong password; change it"))
-    stage.runner.hold("c")
+    stage.runner.hold("c", TARGET)
     await stage.until("failed")
     assert stage.runner.reason == "authentication"
 
@@ -90,7 +101,7 @@ async def test_a_defect_of_a_driver_ends_only_its_own_connection(
 ) -> None:
     stage.driver.failures.append(ZeroDivisionError("secret detail"))
     with caplog.at_level(logging.ERROR):
-        stage.runner.hold("c")
+        stage.runner.hold("c", TARGET)
         await stage.until("failed")
     assert stage.runner.reason == "internal-error"
     assert "secret detail" not in str(stage.runner.error)
@@ -99,15 +110,110 @@ async def test_a_defect_of_a_driver_ends_only_its_own_connection(
 
 async def test_retry_does_not_wait_for_the_timer(stage: Stage) -> None:
     stage.driver.failures.append(AuthenticationError("wrong"))
-    stage.runner.hold("c")
+    stage.runner.hold("c", TARGET)
     await stage.until("failed")
     stage.runner.retry()
     await stage.until("connected")
 
 
+async def fail(stage: Stage, cid: str, target: Target) -> None:
+    stage.driver.failures.append(AuthenticationError("wrong password"))
+    stage.runner.hold(cid, target)
+    await stage.until("failed")
+
+
+async def test_other_secrets_are_tried_at_once_where_those_before_have_failed(stage: Stage) -> None:
+    await fail(stage, "a", with_password("1"))
+    stage.runner.hold("b", with_password("2"))
+    assert stage.runner.state == "connecting"
+    await stage.until("connected")
+    assert stage.passwords == "12"
+
+
+async def test_other_secrets_are_tried_at_once_where_it_waits(stage: Stage) -> None:
+    stage.driver.failures.append(UnreachableError("no route"))
+    stage.runner.hold("a", with_password("1"))
+    await stage.until("waiting")
+    stage.runner.hold("b", with_password("2"))
+    assert stage.runner.state == "connecting"
+
+
+@pytest.mark.parametrize("target", [with_password("1"), TARGET])
+async def test_the_same_or_no_secrets_are_no_reason_to_try_again(
+    stage: Stage, target: Target
+) -> None:
+    await fail(stage, "a", with_password("1"))
+    stage.runner.hold("b", target)
+    assert stage.runner.state == "failed"
+    stage.runner.release("b")
+    assert stage.runner.state == "failed"
+    assert stage.passwords == "1"
+
+
+async def test_secrets_that_come_during_an_attempt_are_tried_after_it(stage: Stage) -> None:
+    stage.driver.free.clear()
+    stage.driver.failures.append(AuthenticationError("wrong password"))
+    stage.runner.hold("a", with_password("1"))
+    await asyncio.sleep(0)
+    stage.runner.hold("b", with_password("2"))
+    stage.driver.free.set()
+    await stage.until("connected")
+    assert stage.passwords == "12"
+
+
+async def test_secrets_that_come_while_the_host_sleeps_are_the_first_to_be_tried(
+    stage: Stage,
+) -> None:
+    stage.awake.clear()
+    stage.runner.hold("a", with_password("1"))
+    await asyncio.sleep(0)
+    stage.runner.hold("b", with_password("2"))
+    stage.awake.set()
+    await stage.until("connected")
+    assert stage.passwords == "2"
+
+
+async def test_other_secrets_do_not_interrupt_what_works(stage: Stage) -> None:
+    stage.runner.hold("a", with_password("1"))
+    await stage.until("connected")
+    stage.runner.hold("b", with_password("2"))
+    assert stage.runner.state == "connected"
+    stage.driver.kernel.clear()
+    stage.runner.look(hint=False)
+    await stage.news.until(lambda: stage.runner.machine.reconnects == 1)
+    assert stage.passwords == "12"
+
+
+async def test_the_secrets_of_the_last_who_gave_any_and_still_holds_count(stage: Stage) -> None:
+    await fail(stage, "a", with_password("1"))
+    await fail(stage, "b", with_password("2"))
+    stage.runner.hold("c", TARGET)
+    stage.driver.failures.append(AuthenticationError("wrong password"))
+    stage.runner.retry()
+    await stage.until("failed")
+    assert stage.passwords == "122"
+    stage.runner.release("b")  # and those of the one before count again
+    await stage.until("connected")
+    assert stage.passwords == "1221"
+    stage.runner.release("a")
+    assert stage.runner.target.secrets == ()
+
+
+async def test_a_password_is_rotated_by_a_new_id(stage: Stage) -> None:
+    stage.runner.hold("old", with_password("1"))
+    await stage.until("connected")
+    stage.runner.hold("new", with_password("2"))
+    stage.runner.release("old")
+    assert stage.runner.state == "connected"
+    stage.runner.release("new")
+    await stage.news.until(lambda: stage.runner.machine.state is State.ABSENT)
+    assert stage.calls == ["connect", "disconnect"]
+    assert stage.passwords == "12"  # the last secrets that counted are there for the disconnect
+
+
 async def test_a_connection_that_comes_too_late_is_undone(stage: Stage) -> None:
     stage.driver.free.clear()
-    stage.runner.hold("c")
+    stage.runner.hold("c", TARGET)
     await asyncio.sleep(0)
     assert stage.calls == ["connect"]
     stage.runner.release("c")
@@ -119,7 +225,7 @@ async def test_a_connection_that_comes_too_late_is_undone(stage: Stage) -> None:
 
 
 async def test_what_is_lost_is_connected_again_at_once(stage: Stage) -> None:
-    stage.runner.hold("c")
+    stage.runner.hold("c", TARGET)
     await stage.until("connected")
     stage.driver.kernel.clear()
     stage.runner.look(hint=False)
@@ -128,7 +234,7 @@ async def test_what_is_lost_is_connected_again_at_once(stage: Stage) -> None:
 
 
 async def test_what_is_unknown_changes_nothing(stage: Stage) -> None:
-    stage.runner.hold("c")
+    stage.runner.hold("c", TARGET)
     await stage.until("connected")
     stage.driver.seen.extend([None, TimedOutError("no answer"), RuntimeError("defect")])
     for _ in range(3):
@@ -142,7 +248,7 @@ async def test_what_is_unknown_changes_nothing(stage: Stage) -> None:
 
 async def test_a_look_during_an_operation_comes_after_it(stage: Stage) -> None:
     stage.driver.free.clear()
-    stage.runner.hold("c")
+    stage.runner.hold("c", TARGET)
     stage.runner.look(hint=False)
     stage.driver.seen.append(Absent())  # what is seen once the operation has ended
     stage.driver.free.set()
@@ -152,7 +258,7 @@ async def test_a_look_during_an_operation_comes_after_it(stage: Stage) -> None:
 
 async def test_a_look_that_is_older_than_an_attempt_is_thrown_away(stage: Stage) -> None:
     stage.driver.failures.append(UnreachableError("not yet"))
-    stage.runner.hold("c")
+    stage.runner.hold("c", TARGET)
     await stage.until("waiting")
     stage.driver.free.clear()
     stage.driver.seen.append(Absent())
@@ -168,14 +274,14 @@ async def test_a_look_that_is_older_than_an_attempt_is_thrown_away(stage: Stage)
 
 async def test_a_hint_tries_at_once_what_waits(stage: Stage) -> None:
     stage.driver.failures.append(UnreachableError("not yet"))
-    stage.runner.hold("c")
+    stage.runner.hold("c", TARGET)
     await stage.until("waiting")
     stage.runner.look(hint=True)
     await stage.until("connected")
 
 
 async def test_a_silent_server_shows_and_its_return_too(stage: Stage) -> None:
-    stage.runner.hold("c")
+    stage.runner.hold("c", TARGET)
     await stage.until("connected")
     stage.driver.seen.append(Present("fake-a", ours=True, responsive=False))
     stage.runner.look(hint=False)
@@ -188,7 +294,7 @@ async def test_a_silent_server_shows_and_its_return_too(stage: Stage) -> None:
 
 async def test_what_is_found_silent_while_waiting_is_not_called_connected(stage: Stage) -> None:
     stage.driver.failures.append(UnreachableError("not yet"))
-    stage.runner.hold("c")
+    stage.runner.hold("c", TARGET)
     await stage.until("waiting")
     stage.driver.seen.append(Present("fake-a", ours=False, responsive=False))
     stage.runner.look(hint=False)
@@ -197,12 +303,12 @@ async def test_what_is_found_silent_while_waiting_is_not_called_connected(stage:
 
 async def test_a_server_that_is_silent_from_the_start_shows(stage: Stage) -> None:
     stage.driver.kernel["fake:a"] = Present("fake-a", ours=False, responsive=False)
-    stage.runner.hold("c")
+    stage.runner.hold("c", TARGET)
     await stage.until("unresponsive")
 
 
 async def test_a_busy_connection_is_given_up_later(stage: Stage) -> None:
-    stage.runner.hold("c")
+    stage.runner.hold("c", TARGET)
     await stage.until("connected")
     stage.driver.failures.append(BusyError("in use; close what uses it"))
     stage.runner.release("c")
@@ -214,7 +320,7 @@ async def test_a_busy_connection_is_given_up_later(stage: Stage) -> None:
 
 async def test_no_attempt_begins_while_the_host_sleeps(stage: Stage) -> None:
     stage.awake.clear()
-    stage.runner.hold("c")
+    stage.runner.hold("c", TARGET)
     await asyncio.sleep(0)
     assert stage.calls == []
     stage.awake.set()
@@ -223,7 +329,7 @@ async def test_no_attempt_begins_while_the_host_sleeps(stage: Stage) -> None:
 
 async def test_what_nobody_wants_after_a_sleep_is_not_attempted(stage: Stage) -> None:
     stage.awake.clear()
-    stage.runner.hold("c")
+    stage.runner.hold("c", TARGET)
     await asyncio.sleep(0)
     stage.runner.release("c")
     stage.awake.set()
@@ -236,7 +342,7 @@ async def test_attempts_that_end_alike_are_logged_once(
 ) -> None:
     stage.driver.failures.extend(UnreachableError("no route") for _ in range(3))
     with caplog.at_level(logging.INFO):
-        stage.runner.hold("line\nbreak")
+        stage.runner.hold("line\nbreak", TARGET)
         for _ in range(3):
             await stage.until("waiting")
             stage.runner.retry()

@@ -6,6 +6,8 @@ import stat
 import tempfile
 import threading
 from contextlib import closing
+from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storaged_conn.core.model import Lifetime, Record, Value
+from storaged_conn.core.secret import Secret
 from storaged_conn.errors import StoreError
 from storaged_conn.store import MAX_PENDING, Store
 from tests.stores import FULL, PLAIN, keep, opened, records, refusal
@@ -52,11 +55,14 @@ values: st.SearchStrategy[Value] = st.one_of(
     st.integers(-(2**63), 2**63 - 1),
     texts,
     st.lists(texts, max_size=3).map(tuple),
+    st.binary(max_size=20).map(Secret),
 )
 
 
 def exact(record: Record) -> str:
-    return repr((record, sorted(record.options.items())))  # True is 1, but not so written
+    secrets = [value for value in record.options.values() if isinstance(value, Secret)]
+    shown = repr((replace(record, options={}), sorted(record.options.items(), key=itemgetter(0))))
+    return shown + str(sorted(one.reveal() for one in secrets))  # True is 1, but not so written
 
 
 @given(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ NURSERY = """
 import asyncio, os, sys
 from pathlib import Path
 from storaged_conn.core.model import Record
+from storaged_conn.core.secret import Secret
 from storaged_conn.store import Store
 
 def say(what, cid): os.write(1, f"{what} {cid}\\n".encode())
@@ -27,7 +29,8 @@ def say(what, cid): os.write(1, f"{what} {cid}\\n".encode())
 async def work(store, name):
     for number in range(100000):
         cid = f"{name}.{number}"
-        await store.add(Record(cid, "file:///" + "x" * (number * 37 % 3000)))
+        options = {"password": Secret(f"canary {cid};".encode() * (1 + number * 7 % 30))}
+        await store.add(Record(cid, "file:///" + "x" * (number * 37 % 3000), options))
         say("added", cid)
         if number >= 3:
             cid = f"{name}.{number - 3}"
@@ -68,7 +71,7 @@ class Witness:
                 self.gone.add(cid)
 
 
-def test_kill_9_loses_nothing_that_was_promised(path: Path) -> None:
+def test_kill_9_loses_nothing_that_was_promised_and_leaves_no_secret(path: Path) -> None:
     choice = random.Random(9)
     witness = Witness()
     with subprocess.Popen(
@@ -87,8 +90,15 @@ def test_kill_9_loses_nothing_that_was_promised(path: Path) -> None:
             found = {record.cid for record in records(path)}
             assert witness.kept <= found
             assert not witness.gone & found
+            assert secrets_of(path) == found
         nursery.stdin.close()
     assert len(witness.gone) > 100
+
+
+def secrets_of(path: Path) -> set[str]:
+    """Name those whose secrets can be found in any file."""
+    content = b"".join(file.read_bytes() for file in path.parent.iterdir())
+    return {cid.decode() for cid in re.findall(rb"canary ([0-9.]+);", content)}
 
 
 def live_and_die(read: Callable[[], str], witness: Witness, lines: int) -> None:

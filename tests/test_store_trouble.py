@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 import asyncio
 import os
-import resource
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from shutil import copytree
 
@@ -13,7 +11,17 @@ import pytest
 from storaged_conn.core.model import Record
 from storaged_conn.errors import StoreError
 from storaged_conn.store import APPLICATION, FORMAT, Store
-from tests.stores import FULL, PLAIN, edit, everything, keep, opened, records, refusal
+from tests.stores import (
+    FULL,
+    PLAIN,
+    edit,
+    everything,
+    keep,
+    no_file_longer_than,
+    opened,
+    records,
+    refusal,
+)
 
 
 @pytest.fixture
@@ -61,7 +69,7 @@ def test_a_newer_file_is_refused(path: Path) -> None:
     keep(path, PLAIN)
     edit(path, f"PRAGMA user_version = {FORMAT + 1}")
     assert refusal(path).startswith(
-        f"{path} has format 2, and this version knows 1; install the version that wrote it"
+        f"{path} has format 3, and this version knows 2; install the version that wrote it"
     )
 
 
@@ -156,17 +164,6 @@ def test_the_application_id_is_what_file_shows() -> None:
 
 
 # failures
-
-
-@contextmanager
-def no_file_longer_than(size: int) -> Iterator[None]:
-    """Fail writes as a full disk does: SIGXFSZ is ignored by Python. Source: setrlimit(2)."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("room", [0, 100, 4096, 6000, 12000, 30000])

@@ -119,7 +119,7 @@ class Message:
     flags: int = 0
     serial: int = 0
     fields: dict[int, Any] = field(default_factory=dict)
-    body: bytes = b""
+    body: bytes = field(default=b"", repr=False)  # it may have secrets
     order: str = "<"
 
     def text(self, name: Field) -> str:

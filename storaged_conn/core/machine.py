@@ -46,7 +46,7 @@ undoes what nobody wants any more (WITHDRAWING).
 What the table cannot say, and `_enter` does:
 
 - What was not made by us is not ours to end: a transition to DISCONNECTING of a connection that
-  was only adopted goes to ABSENT instead.
+  was only adopted goes to ABSENT instead, and so does STUCK when another stands where ours stood.
 - Events start attempts at once, but not without bound: when the allowance is spent, a transition to
   CONNECTING goes to WAITING instead, until there is an allowance again, and never for longer than
   it would have waited without the event.
@@ -350,6 +350,8 @@ class Machine:
             raise WrongStateError(f"{type(event).__name__} in {self.state.name}")
         if isinstance(event, (Connected, Found, Stalled, Recovered)):
             self.ours = event.ours  # another may stand where ours stood, in any state
+        if new is State.STUCK and not self.ours:
+            new = State.ABSENT
         if new is self.state:
             return None
         self._count(event)

@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The values that everything else speaks in."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from storaged_conn.core.secret import MAX_SECRET_BYTES, Secret
 from storaged_conn.errors import InvalidArgumentError
 
-Value = bool | int | str | tuple[str, ...]
-"""An option's or an information's value. On the bus: b, x, s, as."""
+Value = bool | int | str | tuple[str, ...] | Secret
+"""An option's or an information's value. On the bus: b, x, s, as; a secret comes in as ay, and
+never goes out."""
+
+BYTES: Final = "ay"
+"""The D-Bus signature of the options that are secrets."""
 
 SIGNATURES: Final[Mapping[type, str]] = {bool: "b", int: "x", str: "s", tuple: "as"}
+"""The D-Bus signatures of what goes out; a secret is not in it, so that none can."""
 
 Given = tuple[str, object]
 """An option as a caller gave it: its D-Bus signature and its value."""
@@ -31,6 +38,9 @@ MAX_URI_BYTES: Final = 4096
 MAX_OPTIONS: Final = 64
 """More options than any scheme knows."""
 
+_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{0,64}")
+"""What an option may be called, misspelt or not; anything else could be a value, and a secret."""
+
 
 class Lifetime(StrEnum):
     """How long a managed connection stays registered."""
@@ -46,11 +56,13 @@ class Target:
 
     Attributes:
         uri: canonical, never with a secret.
-        options: what else makes it a different connection, sorted by name.
+        options: what else makes it a different connection, sorted by name; never a secret.
+        secrets: what it is connected with; with other secrets it is the same connection.
     """
 
     uri: str
     options: tuple[tuple[str, Value], ...] = ()
+    secrets: tuple[tuple[str, Secret], ...] = field(default=(), compare=False, repr=False)
 
     @property
     def scheme(self) -> str:
@@ -60,6 +72,10 @@ class Target:
     def option(self, name: str) -> Value | None:
         """Look one option up."""
         return dict(self.options).get(name)
+
+    def secret(self, name: str) -> Secret | None:
+        """Look one secret up."""
+        return dict(self.secrets).get(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +94,16 @@ class Record:
     owner: int = 0
     lifetime: Lifetime = Lifetime.PERSISTENT
     scope: str = ""
+
+    @property
+    def shown(self) -> dict[str, Value]:
+        """The options without the secrets."""
+        return {name: one for name, one in self.options.items() if not isinstance(one, Secret)}
+
+    @property
+    def secrets(self) -> dict[str, Secret]:
+        """The options that are secrets."""
+        return {name: one for name, one in self.options.items() if isinstance(one, Secret)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +194,11 @@ def read_options(
     Args:
         given: name to (D-Bus signature, value).
         known: name to the signature that it must have; where `x` is wanted, every integer type
-            that fits is taken.
+            that fits is taken, and `ay` becomes a Secret.
         scheme: for the message.
 
     Raises:
-        InvalidArgumentError: it names the option.
+        InvalidArgumentError: it names the option, and never repeats a value.
     """
     if len(given) > MAX_OPTIONS:
         raise InvalidArgumentError(f"options: more than {MAX_OPTIONS} are given")
@@ -183,7 +209,10 @@ def _read_option(name: str, given: Given, known: Mapping[str, str], scheme: str)
     wanted = known.get(name)
     if wanted is None:
         names = ", ".join(sorted(known))
-        raise InvalidArgumentError(f"options: {name!r} is unknown to {scheme}; it knows {names}")
+        shown = repr(name) if _NAME.fullmatch(name) else "a name that is given"
+        raise InvalidArgumentError(f"options: {shown} is unknown to {scheme}; it knows {names}")
+    if wanted == BYTES:
+        return _read_secret(name, given)
     signature, value = given
     match value:
         case bool() | str() if signature == wanted:
@@ -193,3 +222,16 @@ def _read_option(name: str, given: Given, known: Mapping[str, str], scheme: str)
         case list() if signature == wanted == "as":
             return tuple(str(item) for item in value)
     raise InvalidArgumentError(f"options: {name!r} must be of type {wanted}, not {signature}")
+
+
+def _read_secret(name: str, given: Given) -> Secret:
+    signature, value = given
+    if signature != BYTES or not isinstance(value, bytes):
+        raise InvalidArgumentError(
+            f"options: {name!r} is a secret; give its bytes as {BYTES}, not {signature}"
+        )
+    if not value:
+        raise InvalidArgumentError(f"options: {name!r} is empty; leave it out, or give the secret")
+    if len(value) > MAX_SECRET_BYTES:
+        raise InvalidArgumentError(f"options: {name!r} is longer than {MAX_SECRET_BYTES} bytes")
+    return Secret(value)

@@ -12,6 +12,11 @@ JSON object on stderr, with its D-Bus name as "error" and its text as "message".
 
 A KEY of -o that takes a list may be given several times, or once with commas. NO_COLOR switches
 colours off, COLUMNS sets the width of the table.
+
+Passwords and keys never stand on the command line, which everybody can see: --secret password asks
+for one at the terminal, --secret password=FILE reads it from a file, and --secret password=- from
+standard input; a newline at the end is no part of it. To change one, manage the same URI with the
+new one under another id, then unmanage the old id.
 """
 
 import os

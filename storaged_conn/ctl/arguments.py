@@ -26,6 +26,7 @@ class Arguments(argparse.Namespace):
     def __init__(self) -> None:
         super().__init__()
         self.options: list[tuple[str, str]] = []
+        self.secrets: list[tuple[str, str]] = []
 
 
 def parse(argv: list[str], manual: str = "") -> Arguments:
@@ -130,6 +131,15 @@ def _add_option(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="an option that the scheme knows, such as lifetime=runtime; may be repeated",
     )
+    parser.add_argument(
+        "--secret",
+        dest="secrets",
+        action="append",
+        type=_source,
+        metavar="KEY[=FILE]",
+        help="an option that is a secret, such as password: from a file, from standard input where"
+        " it is -, or asked for at the terminal; may be repeated",
+    )
 
 
 def _text(given: str) -> str:
@@ -145,6 +155,13 @@ def _pair(given: str) -> tuple[str, str]:
     if not key or not equals:
         raise argparse.ArgumentTypeError(f"{given!r} is not KEY=VALUE")
     return key, value
+
+
+def _source(given: str) -> tuple[str, str]:
+    key, equals, source = given.partition("=")
+    if not key or bool(equals) != bool(source):
+        raise argparse.ArgumentTypeError("write KEY or KEY=FILE")
+    return _text(key), source
 
 
 def _seconds(given: str) -> float:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TextIO
 
-from storaged_conn.ctl import options, show
+from storaged_conn.ctl import options, secret, show
 from storaged_conn.ctl.arguments import Arguments
 from storaged_conn.ctl.client import Client, Failure, Properties, open_client
 from storaged_conn.ctl.monitor import Event, Monitor
@@ -156,10 +156,14 @@ def _end_quietly(output: TextIO) -> None:
 
 
 async def _options(client: Client, arguments: Arguments) -> dict[str, tuple[str, options.Value]]:
-    if not arguments.options:
+    if not arguments.options and not arguments.secrets:
         return {}
     scheme = arguments.uri.partition(":")[0].lower()
-    return options.typed(arguments.options, await client.known_options(scheme))
+    given = options.typed(arguments.options, await client.known_options(scheme))
+    secrets = secret.read(arguments.secrets)  # may wait for a person; nothing else is to be done
+    for name in given.keys() & secrets.keys():
+        raise options.wrong(f"option {name} is given by -o and by --secret; give it once")
+    return given | secrets
 
 
 def _print_state(arguments: Arguments, one: Properties) -> None:

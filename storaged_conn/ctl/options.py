@@ -7,7 +7,7 @@ from typing import Final
 from storaged_conn.ctl.client import Failure
 from storaged_conn.errors import ERROR_PREFIX, InvalidArgumentError
 
-Value = bool | int | str | list[str]
+Value = bool | int | str | list[str] | bytes
 
 WRONG_USAGE: Final = 2
 
@@ -30,7 +30,8 @@ def typed(
         Key to D-Bus signature and value.
 
     Raises:
-        Failure: a value cannot be of its type, or a key that takes one value is given twice.
+        Failure: a value cannot be of its type, a key that takes one value is given twice, or a key
+            is a secret, which everybody could see here.
     """
     written: dict[str, list[str]] = {}
     for key, text in pairs:
@@ -39,11 +40,16 @@ def typed(
 
 
 def _typed(key: str, texts: list[str], signature: str) -> tuple[str, Value]:
+    if signature == "ay":
+        raise wrong(
+            f"option {key} is a secret, and everybody can see a command line; give"
+            f" '--secret {key}' to be asked for it, or '--secret {key}=FILE'"
+        )
     if signature == "as":
         return "as", [item for text in texts if text for item in text.split(",")]
     text, *more = texts
     if more:
-        raise _wrong(f"option {key} is given {len(texts)} times; give it once")
+        raise wrong(f"option {key} is given {len(texts)} times; give it once")
     match signature:
         case "b":
             return "b", _boolean(key, text)
@@ -55,7 +61,7 @@ def _typed(key: str, texts: list[str], signature: str) -> tuple[str, Value]:
 
 def _boolean(key: str, text: str) -> bool:
     if text.lower() not in _BOOLEANS:
-        raise _wrong(f"option {key}: {text!r} is not a truth value; give {', '.join(_BOOLEANS)}")
+        raise wrong(f"option {key}: {text!r} is not a truth value; give {', '.join(_BOOLEANS)}")
     return _BOOLEANS[text.lower()]
 
 
@@ -63,11 +69,12 @@ def _integer(key: str, text: str) -> int:
     try:
         number = int(text)
     except ValueError:
-        raise _wrong(f"option {key}: {text!r} is not a whole number; give digits only") from None
+        raise wrong(f"option {key}: {text!r} is not a whole number; give digits only") from None
     if not -_LIMIT <= number < _LIMIT:
-        raise _wrong(f"option {key}: {text} is too large; give a number of at most 64 bits")
+        raise wrong(f"option {key}: {text} is too large; give a number of at most 64 bits")
     return number
 
 
-def _wrong(text: str) -> Failure:
+def wrong(text: str) -> Failure:
+    """Make the failure of a command line that cannot be right."""
     return Failure(text, ERROR_PREFIX + InvalidArgumentError.name, WRONG_USAGE)

@@ -6,7 +6,18 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from storaged_conn.core.model import Foreign, Observation, Present, Target, Topic, Value
+from storaged_conn.core.secret import Secret
 from storaged_conn.errors import NotSupportedError
+
+Options = tuple[tuple[str, Value], ...]
+Secrets = tuple[tuple[str, Secret], ...]
+
+
+def part(options: Mapping[str, Value]) -> tuple[Options, Secrets]:
+    """Part what tells two targets apart from the secrets, as `Target` wants them."""
+    pairs = [(name, options[name]) for name in sorted(options)]
+    secrets = tuple((name, value) for name, value in pairs if isinstance(value, Secret))
+    return tuple(pair for pair in pairs if not isinstance(pair[1], Secret)), secrets
 
 
 class Driver(ABC):
@@ -17,7 +28,8 @@ class Driver(ABC):
     success.
 
     Attributes:
-        options: the names that Manage accepts for this scheme, each with its D-Bus signature.
+        options: the names that Manage accepts for this scheme, each with its D-Bus signature; those
+            of type `ay` are secrets, and `parse` puts them into the target's `secrets`.
     """
 
     options: ClassVar[Mapping[str, str]] = {}

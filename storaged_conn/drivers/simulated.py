@@ -13,7 +13,7 @@ from typing import ClassVar
 from urllib.parse import quote, unquote
 
 from storaged_conn.core.model import Absent, Observation, Present, Target, Topic, Value
-from storaged_conn.drivers.base import Driver
+from storaged_conn.drivers.base import Driver, part
 from storaged_conn.drivers.server import read_server
 from storaged_conn.errors import (
     AttemptError,
@@ -49,6 +49,7 @@ class SimulatedDriver(Driver):
         "outage-after-ms": "x",  # this long after each connect, it is lost
         "outage-ms": "x",  # for this long
         "stall": "b",  # in an outage the kernel keeps it, and the server is silent
+        "password": "ay",  # has no effect; it is there so that tests can look where it goes
     }
 
     def __init__(self, servers: Servers) -> None:
@@ -85,7 +86,7 @@ class SimulatedDriver(Driver):
             if isinstance(value, int) and value < 0:
                 raise InvalidArgumentError(f"options: {key!r} must not be negative")
         prefix = f"//{server.text}/" if server else ""
-        return Target(f"simulated:{prefix}{quote(name)}", tuple(sorted(options.items())))
+        return Target(f"simulated:{prefix}{quote(name)}", *part(options))
 
     def topics(self, target: Target) -> frozenset[Topic]:
         """See Driver."""

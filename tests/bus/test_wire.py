@@ -2,7 +2,7 @@
 """What is written by hand is what dbus-next writes, where dbus-next is right."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from storaged_conn.bus import wire
 from storaged_conn.bus.wire import Field, Flag, Kind, Message
+from storaged_conn.core.secret import Secret
 from tests.bus.samples import (
     FIELD_NAMES,
     messages,
@@ -190,3 +191,14 @@ def test_what_was_marshalled_is_read_back(described: Any) -> None:
     assert read == variants(described)
     plain = {name: (one.signature, wire.plain(one)) for name, one in variants(described).items()}
     assert wire.given(read) == plain
+
+
+@pytest.mark.parametrize("write", [wire.variant, lambda *one: wire.entry("ConnectionInfo", *one)])
+def test_a_secret_never_goes_out(write: Callable[[str, object], object]) -> None:
+    with pytest.raises(KeyError) as caught:
+        write("a{sv}", {"password": Secret(b"hunter2")})
+    assert "hunter2" not in repr(caught.value)
+
+
+def test_what_a_message_says_is_not_in_its_repr() -> None:
+    assert "hunter2" not in repr(Message(Kind.CALL, body=b"hunter2"))

@@ -15,6 +15,7 @@ from storaged_conn.core.model import (
     check_uri,
     read_options,
 )
+from storaged_conn.core.secret import MAX_SECRET_BYTES, Secret
 from storaged_conn.errors import InvalidArgumentError
 
 KNOWN = {"size": "x", "read-only": "b", "mountpoint": "s", "mount-options": "as"}
@@ -133,6 +134,54 @@ def test_an_unknown_option_is_refused_and_the_known_ones_are_named() -> None:
         read_options({"size": ("x", 1), "readonly": ("b", True)}, KNOWN, "file")
 
 
+SECRETS = {"password": "ay"}
+
+
+@pytest.mark.parametrize("value", [b"x", b"hunter2", b"\0\xff\n", b"x" * MAX_SECRET_BYTES])
+def test_bytes_become_a_secret_where_one_is_wanted(value: bytes) -> None:
+    secret = read_options({"password": ("ay", value)}, SECRETS, "iscsi")["password"]
+    assert isinstance(secret, Secret)
+    assert secret.reveal() == value
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("s", "hunter2"), "is a secret; give its bytes as ay, not s"),
+        (("as", ["hunter2"]), "is a secret; give its bytes as ay, not as"),
+        (("v", "hunter2"), "is a secret; give its bytes as ay, not v"),
+        (("an", [104, 117]), "is a secret; give its bytes as ay, not an"),
+        (("x", 1), "is a secret; give its bytes as ay, not x"),
+        (("ay", b""), "is empty; leave it out, or give the secret"),
+        (("ay", b"hunter2" * 600), "is longer than 4096 bytes"),
+    ],
+)
+def test_a_bad_secret_is_refused_by_name_and_never_repeated(given: Given, words: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        read_options({"password": given}, SECRETS, "iscsi")
+    assert str(caught.value) == f"options: 'password' {words}"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [("s", "hunter2"), ("ay", b"hunter2"), ("as", ["hunter2"]), ("a{ss}", {"a": "hunter2"})],
+)
+@pytest.mark.parametrize("name", ["passwort", "size", "read-only", "mountpoint"])
+def test_a_value_is_never_repeated_wherever_it_was_put(name: str, given: Given) -> None:
+    known = KNOWN | {"mountpoint": "x", "mount-options": "b"}
+    with pytest.raises(InvalidArgumentError, match=name) as caught:
+        read_options({name: given}, known, "file")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["password=hunter2", "hunter2 ", "hunter2\n", "hünter", "x" * 65])
+def test_what_cannot_be_a_name_is_not_repeated(name: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        read_options({name: ("b", True)}, SECRETS, "iscsi")
+    message = "options: a name that is given is unknown to iscsi; it knows password"
+    assert str(caught.value) == message
+
+
 def test_at_most_64_options_are_taken() -> None:
     known = {f"name{number}": "b" for number in range(65)}
     given: dict[str, Given] = dict.fromkeys(list(known)[:64], ("b", True))
@@ -155,6 +204,20 @@ def test_two_ids_share_a_connection_where_their_targets_are_equal() -> None:
     assert len({one, same, Target("file:///a"), Target("file:///b")}) == 3
 
 
+def test_two_ids_share_a_connection_also_with_different_secrets() -> None:
+    one, other = (Target("iscsi://h/i", (), (("password", Secret(x)),)) for x in (b"a", b"b"))
+    assert one == other
+    assert len({one, other, Target("iscsi://h/i")}) == 1
+    assert (one.secret("password"), other.secret("password")) == (Secret(b"a"), Secret(b"b"))
+    assert one.secret("password-in") is None
+
+
 def test_a_record_is_persistent_if_nothing_else_is_asked() -> None:
     assert Record("a", "file:///a") == Record("a", "file:///a", {}, 0, Lifetime.PERSISTENT, "")
     assert Lifetime("caller") is Lifetime.CALLER
+
+
+def test_a_record_tells_its_secrets_from_what_may_be_shown() -> None:
+    record = Record("c", "file:///srv", {"n": 1, "password": Secret(b"x"), "flags": ("a",)})
+    assert record.shown == {"n": 1, "flags": ("a",)}
+    assert record.secrets == {"password": Secret(b"x")}

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 
@@ -40,18 +40,34 @@ class Control:
     def __init__(self, address: str) -> None:
         self.address = address
 
-    async def __call__(self, *argv: str, env: Mapping[str, str] = NO_CHANGES) -> Result:
-        async with self.started(*argv, env=env) as process:
-            return await ended(process)
+    async def __call__(
+        self, *argv: str, env: Mapping[str, str] = NO_CHANGES, given: bytes | None = None
+    ) -> Result:
+        """Run a command, with something at its standard input."""
+        async with self.started(*argv, env=env, source=PIPE) as process:
+            return await ended(process, given)
 
     @asynccontextmanager
     async def started(
-        self, *argv: str, out: int = PIPE, env: Mapping[str, str] = NO_CHANGES
+        self,
+        *argv: str,
+        out: int = PIPE,
+        env: Mapping[str, str] = NO_CHANGES,
+        source: int | None = None,
+        prefix: Sequence[str] = (),
     ) -> AsyncIterator[Process]:
-        """Run a command meanwhile."""
-        command = [sys.executable, "-m", "storaged_conn.ctl", "--bus", self.address, *argv]
+        """Run a command meanwhile.
+
+        Args:
+            argv: after the program's name.
+            out: its standard output.
+            env: what is different in its environment.
+            source: its standard input, the test's own by default.
+            prefix: a command line that executes the one after it.
+        """
+        command = [*prefix, sys.executable, "-m", "storaged_conn.ctl", "--bus", self.address, *argv]
         process = await asyncio.create_subprocess_exec(
-            *command, stdout=out, stderr=PIPE, env=os.environ | dict(env)
+            *command, stdin=source, stdout=out, stderr=PIPE, env=os.environ | dict(env)
         )
         try:
             yield process
@@ -61,9 +77,9 @@ class Control:
                 await process.communicate()
 
 
-async def ended(process: Process) -> Result:
+async def ended(process: Process, given: bytes | None = None) -> Result:
     """Wait for the end of a command, and take what it printed."""
-    out, err = await asyncio.wait_for(process.communicate(), DEADLINE)
+    out, err = await asyncio.wait_for(process.communicate(given), DEADLINE)
     assert process.returncode is not None
     return Result(process.returncode, (out or b"").decode(), err.decode())
 

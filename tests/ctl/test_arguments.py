@@ -53,6 +53,12 @@ def test_options_are_split_at_the_first_equals_sign() -> None:
     assert arguments.options == [("a", "b=c"), ("d", ""), ("e", "1")]
 
 
+def test_secrets_name_where_they_are() -> None:
+    arguments = parse(["discover", "--secret", "a", "u:r", "--secret=b=-", "--secret", "c=/d=e"])
+    assert arguments.secrets == [("a", ""), ("b", "-"), ("c", "/d=e")]
+    assert parse(["validate", "u:r"]).secrets == []
+
+
 @pytest.mark.parametrize(
     ("argv", "complaint"),
     [
@@ -63,6 +69,8 @@ def test_options_are_split_at_the_first_equals_sign() -> None:
         (["manage", "u:r"], "CID"),
         (["manage", "u:r", "x", "-o", "ro"], "'ro' is not KEY=VALUE"),
         (["manage", "u:r", "x", "-o", "=1"], "'=1' is not KEY=VALUE"),
+        (["manage", "u:r", "x", "--secret", "password="], "--secret: write KEY or KEY=FILE"),
+        (["manage", "u:r", "x", "--secret", "=hunter2"], "--secret: write KEY or KEY=FILE"),
         (["manage", "u:r", "x", "--wait=soon"], "'soon' is not a number of seconds"),
         (["manage", "u:r", "x", "--wait=0"], "'0' is not a number of seconds"),
         (["wait", "x", "connected", "--timeout", "nan"], "'nan' is not a number of seconds"),
@@ -78,7 +86,9 @@ def test_a_wrong_usage_is_named_and_ends_with_2(
     with pytest.raises(SystemExit) as caught:
         parse(argv)
     assert caught.value.code == 2
-    assert complaint in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert complaint in shown
+    assert "hunter2" not in shown
 
 
 def test_help_has_the_commands_and_the_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
