@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from storaged_conn.bus.connection import Bus, BusLostError
+from storaged_conn.bus.systemd import RUNNING, SystemdMounter
 from storaged_conn.bus.wire import Field, Message
 from storaged_conn.config import Config
 from storaged_conn.core.model import Record
 from storaged_conn.drivers.base import Driver
 from storaged_conn.drivers.file import FileDriver
+from storaged_conn.drivers.health import Health
+from storaged_conn.drivers.nfs import NfsDriver
 from storaged_conn.drivers.posix import PosixDriver
 from storaged_conn.drivers.simulated import SimulatedDriver
 from storaged_conn.errors import StoreError
@@ -39,7 +42,9 @@ from storaged_conn.sources.servers import ServerSource
 from storaged_conn.sources.sleep import SleepSource
 from storaged_conn.sources.uevents import UeventSource
 from storaged_conn.store import Store
+from storaged_conn.system import mounting
 from storaged_conn.system.mountinfo import MountTable
+from storaged_conn.system.mounting import Mounter
 from storaged_conn.system.notify import notify, watchdog_interval
 from storaged_conn.system.routes import Routes
 from storaged_conn.system.servers import Servers
@@ -176,7 +181,8 @@ class _Parts:
 async def _build(settings: Settings, bus: Bus, store: Store, tasks: asyncio.TaskGroup) -> _Parts:
     table = MountTable()
     servers = Servers(Routes(), settings.config.keepalive, tasks.create_task)
-    drivers = _drivers(settings, table, servers)
+    health = Health(servers, tasks.create_task)
+    drivers = _drivers(settings, table, servers, health, _mounter(settings, bus))
     sleep = SleepSource(bus, tasks.create_task)
     network = (RouteSource(servers), ServerSource(servers))
     iscsi = IscsiSource()
@@ -184,6 +190,7 @@ async def _build(settings: Settings, bus: Bus, store: Store, tasks: asyncio.Task
     sources = (MountSource(table), DirectorySource(table), *network, *devices, sleep)
     manager = Manager(drivers, sources, store, tasks.create_task)
     sleep.pause, sleep.resume = manager.pause, partial(_wake_up, manager, servers)
+    health.news = partial(manager.look, hint=True)
     for driver in drivers:
         if isinstance(driver, SimulatedDriver):
             driver.news = partial(manager.look, hint=True)
@@ -207,12 +214,19 @@ def _wake_up(manager: Manager, servers: Servers) -> None:
     servers.retry()
 
 
-def _drivers(settings: Settings, table: MountTable, servers: Servers) -> list[Driver]:
-    drivers: list[Driver] = [
-        FileDriver(table, settings.runtime_dir, settings.mount_roots),
-        PosixDriver(table, settings.runtime_dir, settings.mount_roots),
-    ]
-    return [*drivers, SimulatedDriver(servers)] if settings.simulated else drivers
+def _mounter(settings: Settings, bus: Bus) -> Mounter:
+    """Choose who mounts: PID 1, where it is systemd and on this bus, or mount(8) in a child."""
+    if settings.bus == "system" and RUNNING.is_dir():
+        return SystemdMounter(bus, settings.runtime_dir / "words")
+    return mounting
+
+
+def _drivers(
+    settings: Settings, table: MountTable, servers: Servers, health: Health, mounter: Mounter
+) -> list[Driver]:
+    common = (table, settings.runtime_dir, settings.mount_roots, mounter)
+    drivers = [FileDriver(*common), PosixDriver(*common), NfsDriver(*common, health)]
+    return [*drivers, SimulatedDriver(servers)] if settings.simulated else [*drivers]
 
 
 def _describe(manager: Manager, cid: str) -> dict[str, object] | None:

@@ -17,7 +17,7 @@ from tests.live import DEADLINE, Daemon, private_bus
 
 TOP = Path(__file__).parents[1]
 SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")
-FOLDERS = ("storaged_conn", "dbus", "polkit", "systemd")
+FOLDERS = ("storaged_conn", "dbus", "polkit", "systemd", "man")
 
 DATA = {
     "dbus/org.storage.Connection.Manager1.xml": "share/dbus-1/interfaces",
@@ -27,6 +27,7 @@ DATA = {
     "systemd/storaged-conn.service": "lib/systemd/system",
     "systemd/storaged-conn.conf": "share/doc/storaged-conn/examples",
     "polkit/org.storage.connection.policy": "share/polkit-1/actions",
+    "man/storaged-conn-nfs.5": "share/man/man5",
 }
 """Source: dbus-daemon(1), INTEGRATING SYSTEM SERVICES; systemd.unit(5); polkit(8)."""
 

@@ -221,6 +221,22 @@ async def test_options_can_be_changed_by_managing_again(service: Service, image:
     await caller.gone(uri)
 
 
+async def test_what_cannot_be_written_now_is_connected_when_it_can(
+    service: Service, image: Path
+) -> None:
+    place = service.directory / "elsewhere"
+    place.mkdir()
+    tool("mount", "-o", "ro", image, place)
+    await service.caller.manage(f"posix+ext4:{image}", "disk")
+    found = await service.caller.until("disk", State="waiting", StateReason="busy")
+    assert "cannot be written now" in found["LastErrorMessage"]
+    assert mounted(service).target == str(place)
+    tool("umount", place)
+    found = await service.caller.until("disk", State="connected")
+    assert not found["ConnectionInfo"]["readOnly"]
+    assert not mounted(service).read_only
+
+
 async def test_a_mount_that_another_hides_is_not_mounted_twice(
     service: Service, image: Path
 ) -> None:

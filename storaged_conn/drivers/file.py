@@ -15,7 +15,7 @@ from storaged_conn.drivers.mount import MountDriver, key_of
 from storaged_conn.drivers.paths import decode, straighten
 from storaged_conn.errors import AttemptError, InvalidArgumentError, MissingError, TroubleError
 from storaged_conn.system.mountinfo import Mount
-from storaged_conn.system.mounting import Place, bind, check
+from storaged_conn.system.mounting import Place, check
 from storaged_conn.system.run import run
 
 STAT: Final = "/usr/bin/stat"
@@ -98,7 +98,7 @@ class FileDriver(MountDriver):
 
     async def attach(self, target: Target, place: Place) -> None:
         """See MountDriver."""
-        await bind(_path(target), place, read_only=bool(target.option("read-only")))
+        await self.mounter.bind(_path(target), place, read_only=bool(target.option("read-only")))
 
 
 def _is_bind(target: Target) -> bool:

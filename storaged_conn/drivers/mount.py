@@ -26,8 +26,9 @@ from storaged_conn.errors import (
     TimedOutError,
     TroubleError,
 )
+from storaged_conn.system import mounting
 from storaged_conn.system.mountinfo import Mount, MountTable
-from storaged_conn.system.mounting import FORCED, Place, unmount
+from storaged_conn.system.mounting import FORCED, Mounter, Place
 
 
 class MountDriver(Driver):
@@ -35,7 +36,13 @@ class MountDriver(Driver):
 
     options: ClassVar[Mapping[str, str]] = {"mountpoint": "s", "read-only": "b"}
 
-    def __init__(self, table: MountTable, runtime_dir: Path, roots: Sequence[Path]) -> None:
+    def __init__(
+        self,
+        table: MountTable,
+        runtime_dir: Path,
+        roots: Sequence[Path],
+        mounter: Mounter = mounting,
+    ) -> None:
         """Take up what is ours from before.
 
         Args:
@@ -43,11 +50,13 @@ class MountDriver(Driver):
             runtime_dir: emptied at boot.
             roots: where `mountpoint` may be; absolute. The way to them may have links, since the
                 administrator named them; the way below them may not.
+            mounter: who mounts.
 
         Raises:
             OSError: the runtime directory cannot be used.
         """
         self.table = table
+        self.mounter = mounter
         self._marks = Marks(runtime_dir / "ours" / type(self).__name__)
         own = runtime_dir / "mnt"
         own.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -70,13 +79,17 @@ class MountDriver(Driver):
             AttemptError: it is not mounted; TimedOutError: it may be, look.
         """
 
-    async def detach(self, place: Place, mount: Mount) -> None:
+    def resembles(self, target: Target, mount: Mount) -> bool:
+        """Say whether this mount may be what we were about to mount where it is."""
+        return self.is_ours_by_place(mount) or self.matches(target, mount)
+
+    async def detach(self, target: Target, place: Place, mount: Mount) -> None:
         """Unmount what is ours.
 
         Raises:
             AttemptError: it is still mounted; TimedOutError: it may be, look.
         """
-        await unmount(place, mount.id)
+        await self.mounter.unmount(place, mount.id)
 
     def candidates(self, target: Target) -> Iterator[Mount]:
         """Give the mounts elsewhere that would do, whoever made them."""
@@ -202,7 +215,7 @@ class MountDriver(Driver):
     def _is_own(self, target: Target, mount: Mount) -> bool:
         mark = self._marks.get(key_of(target))
         if mark is PLANNED:  # a crash or a time-out came between: whatever is there now is it
-            return self.is_ours_by_place(mount) or self.matches(target, mount)
+            return self.resembles(target, mount)
         return mark is not None and mark.is_of(mount)
 
     def _is_sound(self, target: Target, mount: Mount) -> bool:
@@ -234,7 +247,7 @@ class MountDriver(Driver):
 
     async def _remove(self, target: Target, place: Place, mount: Mount) -> None:
         try:
-            await self.detach(place, mount)
+            await self.detach(target, place, mount)
         except TimedOutError:
             self.table.refresh()
             if self._own(target, place):

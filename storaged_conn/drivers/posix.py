@@ -4,16 +4,19 @@
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import ClassVar, Final
 from urllib.parse import quote, unquote_to_bytes
 
 from storaged_conn.core.model import Foreign, Observation, Present, Target, Topic, Value
+from storaged_conn.drivers.flags import read_flags
 from storaged_conn.drivers.mount import MountDriver
 from storaged_conn.drivers.paths import decode, straighten
-from storaged_conn.errors import InvalidArgumentError
+from storaged_conn.drivers.places import is_system
+from storaged_conn.errors import BusyError, InvalidArgumentError
 from storaged_conn.system.devices import device_node
 from storaged_conn.system.mountinfo import Mount
-from storaged_conn.system.mounting import Place, check, mount
+from storaged_conn.system.mounting import Place, check
 
 PREFIX: Final = "posix+"
 
@@ -28,11 +31,17 @@ FUSE_OPTIONS: Final = frozenset(
 """The options that these programs get: others name commands to run, such as sshfs's ssh_command."""
 
 NETWORK: Final = frozenset(
-    {"9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "nfs", "nfs4"}
-    | {"orangefs", "smb3", "virtiofs"}
+    {"9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "orangefs", "smb3"}
+    | {"virtiofs"}
     | {f"fuse.{program}" for program in FUSE}
 )
 """The types whose mounts are listed wherever their sources are; others are if on a block device."""
+
+NFS: Final = frozenset({"nfs", "nfs4"})
+"""The types that have a driver of their own."""
+
+READ_ONLY: Final = frozenset({"cramfs", "erofs", "iso9660", "romfs", "squashfs", "udf"})
+"""The types that are, or may be, read-only by nature."""
 
 UNC: Final = frozenset({"cifs", "smb3"})
 """The types whose sources begin with two slashes. Source: mount.cifs(8)."""
@@ -57,37 +66,7 @@ DENIED: Final = frozenset(
 DENIED_STARTS: Final = ("make-", "pass", "secret", "verity.", "x-")
 """How other such names begin, in any case: helpers, hashes, and secrets, which are not given so."""
 
-SYSTEM: Final = frozenset(
-    {"/", "/efi", "/etc", "/nix", "/ostree", "/sysroot", "/usr", "/var", "/var/log"}
-    | {"/tmp", "/var/tmp"}  # noqa: S108  # names to compare with; nothing is made there
-)
-"""Where the system's own file systems are, which are not listed; /home and the like are."""
-
-SYSTEM_TREES: Final = (
-    "/boot/",
-    "/dev/",
-    "/nix/",
-    "/proc/",
-    "/run/",
-    "/snap/",
-    "/sys/",
-    "/var/lib/containerd/",
-    "/var/lib/containers/",
-    "/var/lib/docker/",
-    "/var/lib/flatpak/",
-    "/var/lib/kubelet/",
-    "/var/lib/lxc/",
-    "/var/lib/lxd/",
-    "/var/lib/machines/",
-    "/var/snap/",
-)
-"""Below (and at) these is the system's and the containers' own business."""
-
-USER_TREES: Final = ("/run/media/",)
-"""What udisks mounts for a user is storage all the same."""
-
 _FSTYPE: Final = re.compile(r"[a-z0-9][a-z0-9._+-]{0,31}")
-_OPTION: Final = re.compile(r"([A-Za-z0-9_.:][A-Za-z0-9_.:-]*)(=[^,\s\\\"'=%]*)?")
 _TAG: Final = re.compile(r"(UUID|LABEL|PARTUUID|PARTLABEL|ID)=")
 
 
@@ -110,7 +89,8 @@ class PosixDriver(MountDriver):
         fstype = _read_fstype(scheme.lower().removeprefix(PREFIX))
         source = _read_source(fstype, rest)
         common = self.read_common(options)
-        if flags := _read_mount_options(fstype, options.get("mount-options", ())):
+        refuse = partial(_check_mount_option, fstype)
+        if flags := read_flags(options.get("mount-options", ()), refuse):
             common["mount-options"] = flags
         return Target(_uri(fstype, source), tuple(sorted(common.items())))
 
@@ -145,7 +125,20 @@ class PosixDriver(MountDriver):
         flags = target.option("mount-options")
         given = flags if isinstance(flags, tuple) else ()
         read_only = ("ro",) if target.option("read-only") else ()
-        await mount(source, fstype, (*given, *read_only), place)
+        await self.mounter.mount(source, fstype, (*given, *read_only), place)
+        if not read_only and fstype not in READ_ONLY:
+            await self._check_writable(source, place)
+
+    async def _check_writable(self, source: str, place: Place) -> None:
+        """Undo a mount that cannot be written, which mount(8) makes where it may not have better.
+
+        So it does with an image that is still mounted elsewhere read-only.
+        """
+        self.table.refresh()
+        mount = self.table.at(place.target)
+        if mount and mount.read_only:
+            await self.mounter.unmount(place, mount.id)
+            raise BusyError(f"{source} cannot be written now; see who uses it, or give 'read-only'")
 
     async def validate(self, target: Target) -> None:
         """See Driver."""
@@ -168,7 +161,7 @@ class PosixDriver(MountDriver):
             return False
         if mounted.fstype not in NETWORK and not mounted.source.startswith("/dev/"):
             return False
-        return self.is_ours_by_place(mounted) or not _is_system(mounted.target)
+        return self.is_ours_by_place(mounted) or not is_system(mounted.target)
 
     def _can_name(self, uri: str) -> bool:
         try:
@@ -189,6 +182,8 @@ def _split(target: Target) -> tuple[str, str]:
 def _read_fstype(fstype: str) -> str:
     if not _FSTYPE.fullmatch(fstype):
         raise InvalidArgumentError("uri: write it as posix+FSTYPE:SOURCE")
+    if fstype in NFS:
+        raise InvalidArgumentError("uri: write it as nfs://HOST/EXPORT")
     if fstype in PSEUDO or fstype.startswith("no"):  # mount(8): "no" makes it all other types
         raise InvalidArgumentError(f"uri: {fstype!r} is no type of storage; name one, such as ext4")
     program = fstype.removeprefix("fuse.")
@@ -210,33 +205,10 @@ def _read_source(fstype: str, quoted: str) -> str:
     return f"/{path}" if fstype in UNC and source.startswith("//") else path
 
 
-def _read_mount_options(fstype: str, given: Value) -> tuple[str, ...]:
-    assert isinstance(given, tuple)
-    values: dict[str, str] = {}
-    for option in given:
-        found = _OPTION.fullmatch(option)
-        if not found or not option.isprintable():
-            raise InvalidArgumentError(f"options: 'mount-options': {option!r} is malformed")
-        name = found[1]
-        _check_mount_option(fstype, name)
-        if values.setdefault(name, option) != option:
-            raise InvalidArgumentError(f"options: 'mount-options': {name!r} is given twice")
-    return tuple(sorted(values.values()))
-
-
 def _check_mount_option(fstype: str, name: str) -> None:
     key = name.lower()
-    if key in {"ro", "rw"}:
-        raise InvalidArgumentError("options: give 'read-only' instead of ro or rw")
     if key in DENIED or key.startswith(DENIED_STARTS):
         raise InvalidArgumentError(f"options: 'mount-options': {name!r} is not accepted")
     if fstype.removeprefix("fuse.") in FUSE and name not in FUSE_OPTIONS:
         known = ", ".join(sorted(FUSE_OPTIONS))
         raise InvalidArgumentError(f"options: 'mount-options' for {fstype}: one of {known}")
-
-
-def _is_system(target: str) -> bool:
-    inside = f"{target}/"
-    return target in SYSTEM or (
-        inside.startswith(SYSTEM_TREES) and not inside.startswith(USER_TREES)
-    )

@@ -36,6 +36,9 @@ MOUNT = "/usr/bin/mount"
 UMOUNT = "/usr/bin/umount"
 MODPROBE = "/usr/sbin/modprobe"
 
+DETACH = ("--internal-only", "--lazy", "--force")
+"""How umount(8) takes away what nobody answers for, see detach."""
+
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _KEPT = ((os.ST_RDONLY, "ro"), (os.ST_NOEXEC, "noexec"))
@@ -96,10 +99,25 @@ class Place:
         os.close(here)
         return None
 
-    def unmount(self) -> int:
+    def has(self, number: str) -> bool:
+        """Say whether this mount is there, or none.
+
+        Raises:
+            Stop: something else is.
+        """
+        here = self.mounted()
+        if here is None:
+            return False
+        found = _mount_id(here)
+        os.close(here)  # it would keep it busy
+        if found != number:
+            raise Stop(BUSY, f"{self.path}: something else is mounted there now")
+        return True
+
+    def unmount(self, *how: str) -> int:
         """Run umount(8), which looks at no link: nobody but root can put one there."""
         os.fchdir(self.holder)
-        return _tool(UMOUNT, "--no-canonicalize", "--", f"./{self.name}")
+        return _tool(UMOUNT, "--no-canonicalize", *how, "--", f"./{self.name}")
 
     def tidy(self) -> None:
         """Remove the mount point if it is as we make it; one with a purpose of its own stays."""
@@ -145,8 +163,7 @@ def bind(root: str, path: str, options: str, source: str) -> int:
     still what the mount hides. The second step drops the flags that a bind mount takes over, so
     those that restrict are given again (mount(8), Bind mount operation).
     """
-    if not stat.S_ISDIR(_look_at(source)):
-        raise Stop(MISSING, f"{source} is not a directory")
+    _look_at_directory(source)
     place = Place(root, path, make=True)
     if status := _mount_on(place, "--bind", "--", source):
         return status
@@ -162,20 +179,54 @@ def bind(root: str, path: str, options: str, source: str) -> int:
 
 def umount(root: str, path: str, number: str) -> int:
     """Unmount what has this mount id, and nothing that was mounted there instead meanwhile."""
-    try:
-        place = Place(root, path, make=False)
-    except FileNotFoundError:
+    place = _find(root, path)
+    if place is None:
         return 0
-    here = place.mounted()
-    if here is not None:
-        found = _mount_id(here)
-        os.close(here)  # it would keep it busy
-        if found != number:
-            raise Stop(BUSY, f"{place.path}: something else is mounted there now")
+    if place.has(number):
         status = place.unmount()
         if status and place.mounted() is not None:
             return status
     place.tidy()
+    return 0
+
+
+def detach(root: str, path: str) -> int:
+    """Take away what is mounted from a server that does not answer, whoever still uses it.
+
+    What is mounted is not looked at, since that would hang; so it is for the caller to know what it
+    is. Nor is umount.nfs asked, which would tell the server. It may take a minute until this ends,
+    and the mount is gone at once: whoever waits believes the table, and then has it tidied.
+    """
+    return Place(root, path, make=False).unmount(*DETACH)
+
+
+def prepare(root: str, path: str, source: str) -> int:
+    """Make a place ready for somebody else to mount on, and refuse one that is not fit for it."""
+    _look_at(source)
+    Place(root, path, make=True).enter(make=True)
+    return 0
+
+
+def prepare_bind(root: str, path: str, source: str) -> int:
+    """Do so for a bind mount, and print which restrictions it must take over."""
+    _look_at_directory(source)
+    sys.stdout.write(",".join(_kept(os.statvfs(source))))
+    return prepare(root, path, source)
+
+
+def confirm(root: str, path: str, number: str) -> int:
+    """See that what is mounted there, if anything is, has this mount id."""
+    place = _find(root, path)
+    if place:
+        place.has(number)
+    return 0
+
+
+def tidy(root: str, path: str) -> int:
+    """Remove a mount point that nothing is mounted on, if it is as we make it."""
+    place = _find(root, path)
+    if place:
+        place.tidy()
     return 0
 
 
@@ -191,6 +242,13 @@ def check(root: str, path: str, fstype: str, source: str) -> int:
     except FileNotFoundError:
         return 0  # it would be made
     return 0
+
+
+def _find(root: str, path: str) -> Place | None:
+    try:
+        return Place(root, path, make=False)
+    except FileNotFoundError:
+        return None
 
 
 def _mount_on(place: Place, *arguments: str) -> int:
@@ -209,11 +267,19 @@ def _restrict(place: Place, options: str) -> int:
     if here is None:
         raise Stop(TROUBLE, f"{place.path}: the mount is gone again")
     os.fchdir(here)
-    inherited = os.fstatvfs(here).f_flag
+    kept = _kept(os.fstatvfs(here))
     os.close(here)
-    kept = [name for flag, name in _KEPT if inherited & flag]
     flags = ",".join(["remount", "bind", *kept, options])
     return _tool(MOUNT, "--no-canonicalize", "-o", flags, "--", "none", ".")
+
+
+def _kept(found: os.statvfs_result) -> list[str]:
+    return [name for flag, name in _KEPT if found.f_flag & flag]
+
+
+def _look_at_directory(source: str) -> None:
+    if not stat.S_ISDIR(_look_at(source)):
+        raise Stop(MISSING, f"{source} is not a directory")
 
 
 def _look_at(source: str) -> int:
@@ -268,15 +334,8 @@ def main(verb: str, *arguments: str) -> int:
 
 
 def _do(verb: str, *arguments: str) -> int:
-    match verb:
-        case "mount":
-            return mount(*arguments)
-        case "bind":
-            return bind(*arguments)
-        case "umount":
-            return umount(*arguments)
-        case _:
-            return check(*arguments)
+    verbs = (mount, bind, umount, detach, prepare, prepare_bind, confirm, tidy, check)
+    return next(one for one in verbs if one.__name__ == verb)(*arguments)
 
 
 if __name__ == "__main__":

@@ -3,20 +3,31 @@
 
 The child is mount_child.py, which says how a place is reached and what is refused. Every mount gets
 `nosuid,nodev`, last, so that no option before them undoes them (CVE-2025-6019).
+
+Where systemd runs, bus/systemd.py mounts instead; this module itself is the Mounter elsewhere.
 """
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from storaged_conn.errors import (
+    AccessDeniedError,
     AttemptError,
     BusyError,
     MissingError,
+    NameResolutionError,
+    NoNetworkError,
+    NotOfferedError,
+    ProtocolError,
     RefusedError,
+    ServerRefusedError,
+    StaleError,
+    TimedOutError,
     TroubleError,
+    UnreachableError,
     UnusableError,
 )
 from storaged_conn.system import mount_child
@@ -60,9 +71,28 @@ _WORDS: Final[tuple[tuple[str, type[AttemptError], str], ...]] = (
     ("Unknown parameter", RefusedError, "check the mount-options"),
     ("not a block device", RefusedError, "name a block device or an image"),
     ("must be superuser", RefusedError, "run the service as root"),
+    ("reason given by server: No such file", NotOfferedError, "see what the server exports"),
+    ("access denied by server", AccessDeniedError, "see whom the server exports it to, and 'sec'"),
+    ("mount.nfs: Operation not permitted", AccessDeniedError, "see whom the server exports it to"),
+    ("mount.nfs: Connection refused", ServerRefusedError, "see that the server runs there"),
+    ("mount.nfs: Network is unreachable", NoNetworkError, "wait for the network"),
+    ("mount.nfs: No route to host", UnreachableError, "see the server and the network"),
+    ("mount.nfs: Connection timed out", TimedOutError, "see the server and the network"),
+    ("mount.nfs: mount system call failed", TimedOutError, "see that the server answers"),
+    ("mount.nfs: Stale file handle", StaleError, "have the server export it anew"),
+    ("rotocol is not supported", ProtocolError, "see which versions the server has"),
+    ("mount.nfs: Protocol not supported", ProtocolError, "see which versions the server has"),
+    ("mount.nfs: Resource temporarily unavailable", NameResolutionError, "see DNS"),
+    ("mount.nfs: Failed to resolve server", NameResolutionError, "see DNS and /etc/hosts"),
+    ("mount.nfs: No such device", UnusableError, "this kernel lacks NFS; install its modules"),
+    ("rpc.statd is not running", UnusableError, "start rpc-statd, or give 'nolock'"),
+    ("incorrect mount option", RefusedError, "check the mount-options"),
+    ("is not a directory", RefusedError, "name a directory"),
+    ("device is busy", BusyError, "see fuser(1) for who uses it"),
 )
 """What the tools say, what it means, and what to do.
-Source: util-linux 2.38.1 and 2.41, as captured in tests/data/mount-*."""
+Source: util-linux 2.38.1 and 2.41, and nfs-utils 2.6.2, as captured in tests/data/mount-*; for what
+cannot be captured utils/mount/error.c of the latter."""
 
 _USAGE: Final = 1
 """The exit status for a wrong invocation or a lack of permission. Source: mount(8), Exit status."""
@@ -86,33 +116,101 @@ class Place:
         return f"{self.root.rstrip('/')}/{self.path}"
 
 
-async def mount(source: str, fstype: str, options: Sequence[str], place: Place) -> None:
-    """Mount a file system.
+class Mounter(Protocol):
+    """Who mounts: this module, or systemd."""
 
-    Raises:
-        AttemptError: it is not mounted; TimedOutError: it may be, look.
-    """
+    async def mount(self, source: str, fstype: str, options: Sequence[str], place: Place) -> None:
+        """Mount a file system.
+
+        Raises:
+            AttemptError: it is not mounted; TimedOutError: it may be, look.
+        """
+
+    async def bind(self, source: str, place: Place, *, read_only: bool) -> None:
+        """Mount a directory in a second place, without what is mounted below it.
+
+        Raises:
+            AttemptError: it is not mounted; TimedOutError: it may be, look.
+        """
+
+    async def unmount(self, place: Place, mount_id: int) -> None:
+        """Unmount what has this id; never by force, and never what somebody still uses.
+
+        Raises:
+            AttemptError: it is still mounted; TimedOutError: it may be, look.
+        """
+
+    async def detach(self, place: Place) -> None:
+        """Take away what is there from those who use it, because its server does not answer.
+
+        The table shows that it is gone long before this ends: see mount_child.detach. What is left
+        to do then is `tidy`.
+
+        Raises:
+            AttemptError: it may still be mounted, look.
+        """
+
+
+async def mount(source: str, fstype: str, options: Sequence[str], place: Place) -> None:
+    """See Mounter."""
     flags = ",".join((*options, *FORCED))
     await _child(DEADLINE, "mount", place.root, place.path, fstype, flags, source)
 
 
 async def bind(source: str, place: Place, *, read_only: bool) -> None:
-    """Mount a directory in a second place, without what is mounted below it.
-
-    Raises:
-        AttemptError: it is not mounted; TimedOutError: it may be, look.
-    """
+    """See Mounter."""
     flags = ",".join((*(["ro"] if read_only else []), *FORCED))
     await _child(DEADLINE, "bind", place.root, place.path, flags, source)
 
 
 async def unmount(place: Place, mount_id: int) -> None:
-    """Unmount what has this id; never by force, and never what somebody still uses.
+    """See Mounter."""
+    await _child(DEADLINE, "umount", place.root, place.path, str(mount_id))
+
+
+async def detach(place: Place) -> None:
+    """See Mounter."""
+    await _child(DEADLINE, "detach", place.root, place.path)
+
+
+async def prepare(source: str, place: Place) -> None:
+    """Make a place ready for systemd to mount on.
 
     Raises:
-        AttemptError: it is still mounted; TimedOutError: it may be, look.
+        AttemptError: it is not fit for it, or what is to be mounted is not there.
     """
-    await _child(DEADLINE, "umount", place.root, place.path, str(mount_id))
+    await _child(CHECK_DEADLINE, "prepare", place.root, place.path, source)
+
+
+async def prepare_bind(source: str, place: Place) -> list[str]:
+    """Make a place ready for systemd to mount a directory on.
+
+    Returns:
+        The mount options that restrict what the directory is on.
+
+    Raises:
+        AttemptError: it is not fit for it, or the directory is not there.
+    """
+    kept = await _child(CHECK_DEADLINE, "prepare_bind", place.root, place.path, source)
+    return kept.split(",") if kept else []
+
+
+async def confirm(place: Place, mount_id: int) -> None:
+    """See that what is mounted there, if anything is, has this id.
+
+    Raises:
+        AttemptError: it is something else, or does not let itself be looked at.
+    """
+    await _child(CHECK_DEADLINE, "confirm", place.root, place.path, str(mount_id))
+
+
+async def tidy(place: Place) -> None:
+    """Remove a mount point that nothing is mounted on, if it is as we make it.
+
+    Raises:
+        AttemptError: that cannot be known.
+    """
+    await _child(CHECK_DEADLINE, "tidy", place.root, place.path)
 
 
 async def check(source: str, fstype: str, place: Place) -> None:
@@ -124,11 +222,12 @@ async def check(source: str, fstype: str, place: Place) -> None:
     await _child(CHECK_DEADLINE, "check", place.root, place.path, fstype, source)
 
 
-async def _child(deadline: float, verb: str, *arguments: str) -> None:
+async def _child(deadline: float, verb: str, *arguments: str) -> str:
     argv = [sys.executable, "-I", "-S", _CHILD, verb, *arguments]
     result = await run(argv, deadline=deadline)
     if result.returncode:
         raise explain(result)
+    return result.stdout
 
 
 def explain(result: Result) -> AttemptError:

@@ -18,17 +18,20 @@ import errno
 import os
 import signal
 import subprocess
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Final
 from weakref import WeakKeyDictionary
 
 from storaged_conn.errors import AttemptError, TimedOutError, TroubleError, UnusableError
 
-MAX_CHILDREN: Final = 64
-"""Children at once: each takes three file descriptors of ours (systemd.exec(5), LimitNOFILE=: 1024
-by default) and a few MiB; more at once would not mount 10 000 file systems any faster."""
+MAX_CHILDREN: Final = 48
+"""Children of one program at once, so that name servers that do not answer hold up no mount. Each
+takes three file descriptors of ours (systemd.exec(5), LimitNOFILE=: 1024 by default) and a few MiB;
+more at once would not mount 10 000 file systems any faster."""
 
 OUTPUT_LIMIT: Final = 64 * 1024
 """Bytes kept of each stream; tools that are asked for a list print less."""
@@ -56,7 +59,7 @@ async def run(argv: Sequence[str], *, deadline: float, limit: int = OUTPUT_LIMIT
 
     Args:
         argv: the program's absolute path and its arguments.
-        deadline: seconds from its start; waiting for one of the MAX_CHILDREN places is not counted.
+        deadline: seconds from its start; waiting for one of its MAX_CHILDREN places is not counted.
         limit: bytes kept of each output stream; the rest is read and thrown away.
 
     Raises:
@@ -66,7 +69,7 @@ async def run(argv: Sequence[str], *, deadline: float, limit: int = OUTPUT_LIMIT
     """
     if not Path(argv[0]).is_absolute():
         raise ValueError(f"{argv[0]}: not an absolute path")
-    places = _places()
+    places = _places(argv[0])
     await places.acquire()
     child = _start(argv, limit, places.release)
     try:
@@ -201,8 +204,11 @@ def _refusal(program: str, error: OSError) -> AttemptError:
     return TroubleError(f"{program} cannot be started: {error.strerror}; see what this host lacks")
 
 
-_places_of: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+_Places = defaultdict[str, asyncio.Semaphore]
+
+_places_of: WeakKeyDictionary[asyncio.AbstractEventLoop, _Places] = WeakKeyDictionary()
 
 
-def _places() -> asyncio.Semaphore:
-    return _places_of.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(MAX_CHILDREN))
+def _places(program: str) -> asyncio.Semaphore:
+    new = partial(asyncio.Semaphore, MAX_CHILDREN)
+    return _places_of.setdefault(asyncio.get_running_loop(), defaultdict(new))[program]

@@ -444,9 +444,9 @@ class SlowDriver(PosixDriver):
             await super().attach(target, place)
         raise TimedOutError("too slow")
 
-    async def detach(self, place: Place, mount: Mount) -> None:
+    async def detach(self, target: Target, place: Place, mount: Mount) -> None:
         if self.late:
-            await super().detach(place, mount)
+            await super().detach(target, place, mount)
         raise TimedOutError("too slow")
 
 

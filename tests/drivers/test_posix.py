@@ -54,8 +54,8 @@ def test_it_serves_every_type(driver: PosixDriver) -> None:
         ("posix+ext4:/im%61ge", "posix+ext4:/image"),
         ("posix+ext4:/a b", "posix+ext4:/a%20b"),
         ("posix+ext4:/é%ff%3F", "posix+ext4:/%C3%A9%FF%3F"),
-        ("posix+nfs4:server:/export", "posix+nfs4:server:/export"),
-        ("posix+nfs4:[2001:db8::1]:/x", "posix+nfs4:%5B2001:db8::1%5D:/x"),
+        ("posix+ceph:server:/export", "posix+ceph:server:/export"),
+        ("posix+ceph:[2001:db8::1]:/x", "posix+ceph:%5B2001:db8::1%5D:/x"),
         ("posix+cifs://server//share/", "posix+cifs://server/share"),
         ("posix+fuse.sshfs:user@host:dir", "posix+fuse.sshfs:user@host:dir"),
     ],
@@ -231,7 +231,7 @@ def test_the_place_is_below_the_nearest_root(driver: PosixDriver, tmp_path: Path
     assert place({"read-only": True}) != (root, key)
 
 
-@given(source=st.text(min_size=1), fstype=st.sampled_from(["ext4", "nfs4", "cifs", "9p"]))
+@given(source=st.text(min_size=1), fstype=st.sampled_from(["ext4", "ceph", "cifs", "9p"]))
 def test_whatever_is_accepted_is_canonical(parser: PosixDriver, source: str, fstype: str) -> None:
     try:
         target = parser.parse(f"posix+{fstype}:{source}", {})
@@ -262,7 +262,7 @@ def test_its_topics_are_its_place_its_source_and_an_image_that_may_come(
         Topic("source", "/var/x.img"),
         Topic("directory", "/var/x.img"),
     }
-    server = driver.parse("posix+nfs4:host:/x", {"mountpoint": "/srv/x"})
+    server = driver.parse("posix+ceph:host:/x", {"mountpoint": "/srv/x"})
     assert driver.topics(server) == {Topic("mount", "/srv/x"), Topic("source", "host:/x")}
 
 
@@ -325,7 +325,7 @@ async def test_a_mount_at_the_wanted_place_is_adopted_whatever_its_options(tmp_p
 async def test_what_is_storage_is_listed_and_can_be_adopted(tmp_path: Path) -> None:
     lines = {
         "posix+ext4:/dev/nonesuch": "2 1 254:16 / /home rw - ext4 /dev/nonesuch rw",
-        "posix+nfs4:host:/x": "3 1 0:40 / /mnt/x rw - nfs4 host:/x rw",
+        "posix+ceph:host:/x": "3 1 0:40 / /mnt/x rw - ceph host:/x rw",
         "posix+fuse.sshfs:u@host:": "4 1 0:41 / /mnt/y rw - fuse.sshfs u@host: rw",
         "posix+cifs://host/share": "5 1 0:42 / /mnt/z rw - cifs //host/share rw",
         "posix+vfat:/dev/sdb1": "6 1 8:17 / /run/media/u/STICK rw - vfat /dev/sdb1 rw",
@@ -357,5 +357,5 @@ def test_the_systems_own_mounts_are_not_listed(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_managed_by_its_name_is_not_listed(tmp_path: Path) -> None:
-    driver = driver_on(tmp_path, "2 1 0:40 / /x rw - nfs4 a\\012b:/x rw")
+    driver = driver_on(tmp_path, "2 1 0:40 / /x rw - ceph a\\012b:/x rw")
     assert list(driver.foreign()) == []

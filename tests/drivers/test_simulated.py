@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storaged_conn.core.model import Absent, Present, Target, Topic, Value
+from storaged_conn.core.secret import Secret
 from storaged_conn.drivers.simulated import FAILURES, SimulatedDriver
 from storaged_conn.errors import (
     AttemptError,
@@ -267,3 +268,10 @@ async def test_what_stalls_with_its_server_is_there_again_with_it(world: World) 
     assert stalled == Present(present.name, ours=True, responsive=False, info=present.info)
     world.servers.down.clear()
     assert await world.driver.observe(target) == present
+
+
+def test_a_password_is_no_part_of_what_is_connected(world: World) -> None:
+    one = world.target(latency_ms=1, password=Secret(b"x"))
+    assert one == world.target(latency_ms=1)
+    assert one.options == (("latency-ms", 1),)
+    assert one.secrets == (("password", Secret(b"x")),)

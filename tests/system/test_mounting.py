@@ -14,11 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storaged_conn.errors import (
+    AccessDeniedError,
     AttemptError,
     BusyError,
     MissingError,
+    NameResolutionError,
+    NoNetworkError,
+    NotOfferedError,
+    ProtocolError,
     RefusedError,
+    ServerRefusedError,
+    StaleError,
+    TimedOutError,
     TroubleError,
+    UnreachableError,
     UnusableError,
 )
 from storaged_conn.system.mountinfo import Mount
@@ -45,7 +54,23 @@ SAYS: dict[str, type[AttemptError] | tuple[type[AttemptError], ...]] = {
     "unreadable": TroubleError,
     "usage": RefusedError,
 }
+NFS_SAYS: dict[str, type[AttemptError]] = {
+    "a-file": RefusedError,
+    "access-denied": AccessDeniedError,
+    "bad-name": NameResolutionError,
+    "bad-option": RefusedError,
+    "in-use": BusyError,
+    "no-export": NotOfferedError,
+    "no-minor-version": ProtocolError,
+    "no-network": NoNetworkError,
+    "no-route": UnreachableError,
+    "no-version": ProtocolError,
+    "refused": ServerRefusedError,
+    "silent": TimedOutError,
+    "stale": StaleError,
+}
 CAPTURES = sorted(DATA.glob("mount-*"))
+NFS_CAPTURES = sorted(DATA.glob("nfs-*"))
 
 
 def read_capture(path: Path) -> Result:
@@ -60,6 +85,17 @@ def test_what_mount_said_becomes_an_error_of_ours(capture: Path) -> None:
     assert isinstance(error, expected)
     assert "dmesg" not in str(error)
     assert "; " in str(error)
+
+
+@pytest.mark.parametrize("capture", NFS_CAPTURES, ids=lambda path: path.name)
+def test_what_mount_nfs_said_becomes_an_error_of_ours(capture: Path) -> None:
+    error = explain(read_capture(capture))
+    assert type(error) is NFS_SAYS[capture.name.split("-", 2)[2]]
+    assert "; " in str(error)
+
+
+def test_all_answers_of_mount_nfs_are_told_apart() -> None:
+    assert {path.name.split("-", 2)[2] for path in NFS_CAPTURES} == NFS_SAYS.keys()
 
 
 def test_both_versions_of_mount_were_captured() -> None:

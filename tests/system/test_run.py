@@ -177,7 +177,9 @@ async def test_no_thread_is_started_for_a_child(fifo: Path) -> None:
     assert (await task).returncode == 0
 
 
-async def test_children_beyond_the_limit_wait_and_their_deadline_waits_too(tmp_path: Path) -> None:
+async def test_children_of_one_program_beyond_the_limit_wait_and_their_deadline_waits_too(
+    tmp_path: Path,
+) -> None:
     gates = [tmp_path / str(number) for number in range(MAX_CHILDREN + 1)]
     for gate in gates:
         os.mkfifo(gate)
@@ -186,9 +188,10 @@ async def test_children_beyond_the_limit_wait_and_their_deadline_waits_too(tmp_p
             stack.enter_context(gate.open("r+b", buffering=0))
         tasks = [asyncio.create_task(run(["/bin/cat", str(gate)], deadline=60)) for gate in gates]
         last = tasks.pop()
-        tasks.append(asyncio.create_task(run(["/bin/true"], deadline=0.9)))
+        tasks.append(asyncio.create_task(run(["/bin/cat", "/dev/null"], deadline=0.9)))
         await asyncio.wait(tasks, timeout=1)
         assert len(children()) == MAX_CHILDREN
+        assert (await run(["/bin/true"], deadline=PATIENCE)).returncode == 0
         tasks[0].cancel()
         tasks[1].cancel()
         assert (await asyncio.wait_for(tasks[-1], PATIENCE)).returncode == 0

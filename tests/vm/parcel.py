@@ -24,7 +24,7 @@ from tests.vm.image import PYTHON
 TOP: Final = Path(__file__).parents[2]
 
 METADATA: Final = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")
-SOURCES: Final = ("storaged_conn", "dbus", "polkit", "systemd")
+SOURCES: Final = ("storaged_conn", "dbus", "polkit", "systemd", "man")
 """What the wheel is built from; in a copy, since building leaves files behind."""
 
 # pip judges a dependency "only for Python < 3.13" by the Python that it runs on, not by the one

@@ -191,7 +191,9 @@ class Server:
         enter = ("nsenter", f"--net=/run/netns/{self.name}")
         unshare = ("unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child")
         first = ("sh", "-c", "echo; exec sleep infinity")
-        process = subprocess.Popen([*enter, *unshare, *first], stdout=subprocess.PIPE)
+        # Its errors are for us: our own stderr would stay open with it, and its reader wait.
+        argv = [*enter, *unshare, *first]
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         undo.callback(process.communicate)
         undo.callback(process.kill)
         assert process.stdout is not None
