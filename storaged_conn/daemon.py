@@ -43,7 +43,7 @@ from storaged_conn.sources.sleep import SleepSource
 from storaged_conn.sources.uevents import UeventSource
 from storaged_conn.store import Store
 from storaged_conn.system import mounting
-from storaged_conn.system.mountinfo import MountTable
+from storaged_conn.system.mountinfo import HOST, MOUNTINFO, MountTable
 from storaged_conn.system.mounting import Mounter
 from storaged_conn.system.notify import notify, watchdog_interval
 from storaged_conn.system.routes import Routes
@@ -179,10 +179,10 @@ class _Parts:
 
 
 async def _build(settings: Settings, bus: Bus, store: Store, tasks: asyncio.TaskGroup) -> _Parts:
-    table = MountTable()
+    table = MountTable(HOST if _by_systemd(settings) else MOUNTINFO)
     servers = Servers(Routes(), settings.config.keepalive, tasks.create_task)
     health = Health(servers, tasks.create_task)
-    drivers = _drivers(settings, table, servers, health, _mounter(settings, bus))
+    drivers = _drivers(settings, table, servers, health, _mounter(settings, bus, table))
     sleep = SleepSource(bus, tasks.create_task)
     network = (RouteSource(servers), ServerSource(servers))
     iscsi = IscsiSource()
@@ -214,10 +214,14 @@ def _wake_up(manager: Manager, servers: Servers) -> None:
     servers.retry()
 
 
-def _mounter(settings: Settings, bus: Bus) -> Mounter:
-    """Choose who mounts: PID 1, where it is systemd and on this bus, or mount(8) in a child."""
-    if settings.bus == "system" and RUNNING.is_dir():
-        return SystemdMounter(bus, settings.runtime_dir / "words")
+def _by_systemd(settings: Settings) -> bool:
+    """Say who mounts: PID 1, where it is systemd and on this bus, or mount(8) in a child."""
+    return settings.bus == "system" and RUNNING.is_dir()
+
+
+def _mounter(settings: Settings, bus: Bus, table: MountTable) -> Mounter:
+    if _by_systemd(settings):
+        return SystemdMounter(bus, settings.runtime_dir / "words", table)
     return mounting
 
 

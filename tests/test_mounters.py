@@ -9,6 +9,7 @@ import pytest
 
 from storaged_conn.bus.systemd import SystemdMounter
 from storaged_conn.system import mounting
+from storaged_conn.system.mountinfo import MountTable
 from storaged_conn.system.mounting import Mounter
 from tests.bus.wires import connected
 from tests.live import private_bus
@@ -43,4 +44,4 @@ class TestMounters(MounterContract):
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(fake_systemd(address))
             bus = await stack.enter_async_context(connected(address))
-            yield SystemdMounter(bus, ground / "words")
+            yield SystemdMounter(bus, ground / "words", MountTable())

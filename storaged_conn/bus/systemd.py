@@ -36,11 +36,11 @@ from storaged_conn.errors import (
     TroubleError,
 )
 from storaged_conn.system.mount_child import DETACH, UMOUNT
+from storaged_conn.system.mountinfo import MountTable
 from storaged_conn.system.mounting import (
     DEADLINE,
     FORCED,
     Place,
-    confirm,
     explain,
     prepare,
     prepare_bind,
@@ -86,11 +86,18 @@ _ERRORS: Final[dict[str, tuple[type[AttemptError], str]]] = {
 class SystemdMounter:
     """A Mounter: see system/mounting.py."""
 
-    def __init__(self, bus: Bus, directory: Path) -> None:
-        """Use a directory of the host for what mount(8) says; it must stay as long as mounts do."""
+    def __init__(self, bus: Bus, directory: Path, table: MountTable) -> None:
+        """Mount where PID 1 does.
+
+        Args:
+            bus: PID 1's.
+            directory: of the host, for what mount(8) says; it must stay as long as mounts do.
+            table: of PID 1's mounts, whose ids are those that `unmount` takes.
+        """
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._bus = bus
         self._directory = directory
+        self._table = table
         self._owner = ""
         self._ended: dict[str, asyncio.Queue[tuple[str, str]]] = {}
         bus.listen(self._hear)
@@ -107,7 +114,7 @@ class SystemdMounter:
 
     async def unmount(self, place: Place, mount_id: int) -> None:
         """See Mounter."""
-        await confirm(place, mount_id)
+        self._confirm(place, mount_id)
         unit = unit_name(place.target)
         with suppress(MissingError), self._words(place) as words:  # no unit: nothing is mounted
             result = await self._job(unit, "StopUnit", "ss", unit, MODE)
@@ -131,6 +138,13 @@ class SystemdMounter:
         result = await self._transient(unit, properties)
         if result != "done":
             raise TroubleError(f"{place.target}: not detached ({result}); see the journal")
+
+    def _confirm(self, place: Place, mount_id: int) -> None:
+        """See that what is mounted there, if anything is, has this id."""
+        self._table.refresh()
+        mount = self._table.at(place.target)
+        if mount and mount.id != mount_id:
+            raise BusyError(f"{place.target}: something else is mounted there now")
 
     async def _start(self, source: str, fstype: str, options: Sequence[str], place: Place) -> None:
         unit = unit_name(place.target)

@@ -14,7 +14,7 @@ from typing import Final
 
 from storaged_conn.core.model import Topic
 from storaged_conn.sources.base import Look, Source
-from storaged_conn.system.mountinfo import MOUNTINFO, Mount, MountTable
+from storaged_conn.system.mountinfo import Mount, MountTable
 
 PAUSE: Final = 0.02
 """Seconds from one reading to the next at least, but none before the first.
@@ -43,7 +43,7 @@ class MountSource(Source):
 
     def start(self, look: Look, resync: Callable[[], None]) -> None:
         """See Source; events are never lost here, so `resync` is not needed."""
-        self._file = os.open(MOUNTINFO, os.O_RDONLY | os.O_CLOEXEC)
+        self._file = os.open(self._table.path, os.O_RDONLY | os.O_CLOEXEC)
         self._epoll = select.epoll()
         self._epoll.register(self._file, select.EPOLLPRI)
         asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._changed)

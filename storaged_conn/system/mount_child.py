@@ -214,14 +214,6 @@ def prepare_bind(root: str, path: str, source: str) -> int:
     return prepare(root, path, source)
 
 
-def confirm(root: str, path: str, number: str) -> int:
-    """See that what is mounted there, if anything is, has this mount id."""
-    place = _find(root, path)
-    if place:
-        place.has(number)
-    return 0
-
-
 def tidy(root: str, path: str) -> int:
     """Remove a mount point that nothing is mounted on, if it is as we make it."""
     place = _find(root, path)
@@ -334,7 +326,7 @@ def main(verb: str, *arguments: str) -> int:
 
 
 def _do(verb: str, *arguments: str) -> int:
-    verbs = (mount, bind, umount, detach, prepare, prepare_bind, confirm, tidy, check)
+    verbs = (mount, bind, umount, detach, prepare, prepare_bind, tidy, check)
     return next(one for one in verbs if one.__name__ == verb)(*arguments)
 
 

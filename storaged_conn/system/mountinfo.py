@@ -20,6 +20,9 @@ from storaged_conn.system.devices import names_of
 
 MOUNTINFO: Final = Path("/proc/self/mountinfo")
 
+HOST: Final = Path("/proc/1/mountinfo")
+"""The host's own, whose ids outlive a mount namespace of ours. Source: mount_namespaces(7)."""
+
 MAX_BYTES: Final = 64 << 20
 """A larger table is unknown. Source: proc(5), fs.mount-max: 100 000 mounts, of 80 bytes mostly."""
 
@@ -119,22 +122,23 @@ class MountTable:
     """The table as it was read last, with its look-ups.
 
     Attributes:
+        path: of the kernel's file.
         mounts: by their ids; None is unknown, which is not the same as empty.
         listeners: are told, by whoever refreshes, what came or changed and what went.
     """
 
     def __init__(self, path: Path = MOUNTINFO) -> None:
         """Nothing is known before `refresh`."""
+        self.path = path
         self.mounts: Mounts | None = None
         self.listeners: list[Listener] = []
-        self._path = path
         self._raw: bytes | None = None
         self._children: dict[tuple[int, str], Mount] = {}
         self._named: dict[str, list[Mount]] = {}
 
     def refresh(self) -> None:
         """Read the table again, and tell the listeners if it differs."""
-        raw = _read(self._path)
+        raw = _read(self.path)
         if raw == self._raw:
             return
         self._raw, old = raw, self.mounts

@@ -195,15 +195,6 @@ async def prepare_bind(source: str, place: Place) -> list[str]:
     return kept.split(",") if kept else []
 
 
-async def confirm(place: Place, mount_id: int) -> None:
-    """See that what is mounted there, if anything is, has this id.
-
-    Raises:
-        AttemptError: it is something else, or does not let itself be looked at.
-    """
-    await _child(CHECK_DEADLINE, "confirm", place.root, place.path, str(mount_id))
-
-
 async def tidy(place: Place) -> None:
     """Remove a mount point that nothing is mounted on, if it is as we make it.
 

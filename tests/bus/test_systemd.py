@@ -31,6 +31,7 @@ from storaged_conn.errors import (
     TimedOutError,
     TroubleError,
 )
+from storaged_conn.system.mountinfo import MountTable
 from storaged_conn.system.mounting import Place
 from tests.bus.wires import connected
 from tests.live import DEADLINE, private_bus
@@ -119,7 +120,7 @@ async def site_on(address: str, ground: Path) -> AsyncIterator[Site]:
         systemd = await stack.enter_async_context(fake_systemd(address))
         bus = await stack.enter_async_context(connected(address))
         place = Place(str(ground), "point")
-        yield Site(systemd, SystemdMounter(bus, ground / "words"), place)
+        yield Site(systemd, SystemdMounter(bus, ground / "words", MountTable()), place)
 
 
 @pytest.fixture
@@ -205,7 +206,9 @@ async def test_without_systemd_nothing_is_mounted_and_the_point_goes(
 ) -> None:
     async with connected(address) as bus:
         site = Site(
-            FakeSystemd(bus), SystemdMounter(bus, tmp_path / "words"), Place(str(tmp_path), "x")
+            FakeSystemd(bus),
+            SystemdMounter(bus, tmp_path / "words", MountTable()),
+            Place(str(tmp_path), "x"),
         )
         assert isinstance(await mount_nfs(site), TroubleError)
     assert os.listdir(tmp_path) == ["words"]
@@ -236,7 +239,10 @@ async def test_nobody_but_systemd_ends_a_job(address: str, site: Site) -> None:
 
 async def test_a_systemd_that_executed_itself_is_listened_to(address: str, tmp_path: Path) -> None:
     async with connected(address) as bus:
-        mounter, place = SystemdMounter(bus, tmp_path / "words"), Place(str(tmp_path), "x")
+        mounter, place = (
+            SystemdMounter(bus, tmp_path / "words", MountTable()),
+            Place(str(tmp_path), "x"),
+        )
         for _ in range(2):
             async with fake_systemd(address) as systemd:
                 error = await mount_nfs(Site(systemd, mounter, place))

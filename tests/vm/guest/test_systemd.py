@@ -11,6 +11,7 @@ import pytest
 from storaged_conn.bus.connection import Bus
 from storaged_conn.bus.systemd import SystemdMounter, unit_name
 from storaged_conn.errors import RefusedError
+from storaged_conn.system.mountinfo import MountTable
 from storaged_conn.system.mounting import Mounter, Place
 from tests.caller import MAX_MESSAGE
 from tests.mounters import MounterContract, mount_id, place
@@ -28,7 +29,7 @@ def ground(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 async def mounter(ground: Path) -> AsyncIterator[SystemdMounter]:
     with closing(await Bus.open(SYSTEM_BUS, max_message=MAX_MESSAGE)) as bus:
-        yield SystemdMounter(bus, ground / "words")
+        yield SystemdMounter(bus, ground / "words", MountTable())
 
 
 class TestSystemd(MounterContract):
