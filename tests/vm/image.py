@@ -19,7 +19,7 @@ PYTHON: Final = {"bookworm": "3.11", "trixie": "3.13"}
 PACKAGES: Final = (
     *("linux-image-cloud-amd64", "initramfs-tools", "lz4"),
     *("systemd-sysv", "udev", "dbus", "polkitd", "libglib2.0-bin", "procps"),
-    *("python3", "python3-venv"),
+    *("python3", "python3-dbus-next", "python3-pyudev"),
     *("e2fsprogs", "iproute2", "kmod", "nftables"),
     *("nfs-common", "nfs-kernel-server"),
 )

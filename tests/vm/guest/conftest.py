@@ -2,7 +2,8 @@
 """What the tests in the guest share: the service on the system bus, and what comes after a reboot.
 
 Tests are run in two boots. In the first are all that are not marked, and at its end those marked
-`before_reboot`; in the second are those marked `after_reboot`.
+`before_reboot`; in the second are those marked `after_reboot`, and at its end those marked `last`,
+which remove the package.
 """
 
 import os
@@ -23,20 +24,24 @@ STATE: Final = Path(os.environ["GUEST_STATE"])
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for name in ("before_reboot", "after_reboot"):
+    for name in ("before_reboot", "after_reboot", "last"):
         config.addinivalue_line("markers", f"{name}: see tests/vm/guest/conftest.py")
 
 
 # Last of all hooks, so that `-k` and the like have chosen before.
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    after = [item for item in items if item.get_closest_marker("after_reboot")]
+    after = [item for item in items if _is_marked(item, "after_reboot", "last")]
     now = [item for item in items if (item in after) is not FIRST]
-    now.sort(key=lambda item: item.get_closest_marker("before_reboot") is not None)
+    now.sort(key=lambda item: _is_marked(item, "before_reboot", "last"))
     config.hook.pytest_deselected(items=[item for item in items if item not in now])
     items[:] = now
     if after and FIRST:
         (STATE / "next").touch()
+
+
+def _is_marked(item: pytest.Item, *names: str) -> bool:
+    return any(item.get_closest_marker(name) for name in names)
 
 
 @pytest.fixture
