@@ -14,6 +14,7 @@ from storaged_conn.bus.connection import BusLostError
 from storaged_conn.config import load
 from storaged_conn.daemon import Daemon, NameTakenError, Settings
 from storaged_conn.errors import StoreError
+from storaged_conn.system.journal import JournalHandler
 
 logger = logging.getLogger("storaged_conn")
 
@@ -29,16 +30,6 @@ exit status: 0 stopped by SIGTERM or SIGINT; 1 there is no bus, it went away, or
 already; 2 wrong usage; 78 the records cannot be read, and were left as they are.
 Nothing is disconnected when the service stops.
 """
-
-
-class _JournalFormatter(logging.Formatter):
-    """Gives the journal its priorities. Source: sd-daemon(3), SD_NOTICE and others."""
-
-    _PRIORITIES: Final = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
-
-    def format(self, record: logging.LogRecord) -> str:
-        prefix = f"<{self._PRIORITIES.get(record.levelname, 6)}>"
-        return "\n".join(prefix + line for line in super().format(record).splitlines())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,10 +95,9 @@ def _directory(text: str) -> Path:
 
 
 def _set_up_logging(level: str) -> None:
-    handler = logging.StreamHandler(sys.stderr)
     in_journal = "JOURNAL_STREAM" in os.environ  # source: systemd.exec(5)
-    handler.setFormatter(_JournalFormatter() if in_journal else logging.Formatter())
-    logging.basicConfig(level=level.upper(), handlers=[handler])
+    handler = JournalHandler(sys.stderr) if in_journal else logging.StreamHandler(sys.stderr)
+    logging.basicConfig(level=level.upper(), handlers=[handler], format="%(message)s")
 
 
 if __name__ == "__main__":

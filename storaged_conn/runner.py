@@ -29,6 +29,7 @@ from storaged_conn.core.model import Observation, Present, Target
 from storaged_conn.core.reconcile import reconcile
 from storaged_conn.drivers.base import Driver
 from storaged_conn.errors import AttemptError, InternalError, PermanentError
+from storaged_conn.system.journal import FIELDS, MESSAGE_IDS, Fields
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +221,19 @@ class Runner:
         self._said = now
         holders = ", ".join(map(repr, sorted(self.machine.holders))) or "nobody"
         detail = f" ({self.reason}: {self.error})" if self.error else ""
-        logger.info("%s, held by %s: %s%s", self.target.uri, holders, self.state, detail)
+        words = (self.target.uri, holders, self.state, detail)
+        logger.info("%s, held by %s: %s%s", *words, extra={FIELDS: [*self._fields()]})
+
+    def _fields(self) -> Fields:
+        yield "MESSAGE_ID", MESSAGE_IDS[self.state]
+        yield "STORAGE_URI", self.target.uri
+        yield "STORAGE_SCHEME", self.target.uri.partition(":")[0]
+        yield "STORAGE_STATE", self.state
+        yield "STORAGE_REASON", self.reason
+        if self.error:
+            yield "STORAGE_ERROR", self.error.dbus_name
+        for cid in sorted(self.machine.holders):
+            yield "STORAGE_CID", cid
 
     async def _end(self) -> None:
         observed = await self._observe()
