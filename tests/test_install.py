@@ -17,7 +17,7 @@ from tests.live import DEADLINE, Daemon, private_bus
 
 TOP = Path(__file__).parents[1]
 SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")
-FOLDERS = ("storaged_conn", "dbus", "polkit", "systemd", "man")
+FOLDERS = ("storaged_conn", "completion", "dbus", "polkit", "systemd", "man")
 
 DATA = {
     "dbus/org.storage.Connection.Manager1.xml": "share/dbus-1/interfaces",
@@ -25,11 +25,19 @@ DATA = {
     "dbus/org.storage.Connection.conf": "share/dbus-1/system.d",
     "dbus/org.storage.Connection.service": "share/dbus-1/system-services",
     "systemd/storaged-conn.service": "lib/systemd/system",
+    "systemd/90-storaged-conn.preset": "lib/systemd/system-preset",
+    "systemd/storaged-conn.catalog": "lib/systemd/catalog",
     "systemd/storaged-conn.conf": "share/doc/storaged-conn/examples",
     "polkit/org.storage.connection.policy": "share/polkit-1/actions",
+    "man/storaged-connctl.1": "share/man/man1",
+    "man/org.storage.Connection.5": "share/man/man5",
     "man/storaged-conn-nfs.5": "share/man/man5",
+    "man/storaged-conn.conf.5": "share/man/man5",
+    "man/storaged-connd.8": "share/man/man8",
+    "completion/storaged-connctl": "share/bash-completion/completions",
 }
-"""Source: dbus-daemon(1), INTEGRATING SYSTEM SERVICES; systemd.unit(5); polkit(8)."""
+"""Source: dbus-daemon(1), INTEGRATING SYSTEM SERVICES; systemd.unit(5); systemd.preset(5);
+systemd's docs/CATALOG.md; polkit(8); bash-completion's README.md, FAQ."""
 
 
 def run(*argv: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
