@@ -2,8 +2,8 @@
 """What goes into the guest: the project as its package, the tests, and the tools that run them.
 
 `deb/` has what `make deb` builds; `tools/` has pytest and coverage, unpacked, which is all
-that they need; `tests/` goes with pyproject.toml, which has pytest's settings; `arguments` has those
-of pytest, one on each line; and `coverage` is there if the service is to be measured.
+that they need; `tests/` goes with pyproject.toml, which has pytest's settings; `arguments` has
+those of pytest, one on each line; and `coverage` is there if the service is to be measured.
 """
 
 import shutil

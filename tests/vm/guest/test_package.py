@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The Debian package: installed, upgraded, removed and purged by apt, without a network."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -64,8 +65,10 @@ def test_the_service_that_runs_is_the_package_s_and_nothing_in_it_was_changed() 
     assert (show("ActiveState"), show("UnitFileState")) == ("active", "enabled")
     words = Path(f"/proc/{show('MainPID')}/cmdline").read_text().split("\0")
     assert words[:3] == ["/usr/bin/python3", "-I", "/usr/bin/storaged-connd"]
-    for file in (words[2], show("FragmentPath"), "/usr/bin/storaged-connctl"):
-        assert tool("dpkg", "--search", os.path.realpath(file)).startswith(f"{PACKAGE}: ")
+    # dpkg knows the unit's directory by one name, and systemd by one or the other.
+    unit = f"*/systemd/system/{Path(show('FragmentPath')).name}"
+    for file in (words[2], unit, "/usr/bin/storaged-connctl"):
+        assert tool("dpkg", "--search", file).startswith(f"{PACKAGE}: ")
     assert not tool("dpkg", "--verify", PACKAGE)
     assert not tool("dpkg", "--audit")
 
@@ -77,6 +80,18 @@ async def test_nobody_is_refused_by_the_error_for_it(shell: Shell) -> None:
     said = await shell.run(*NOBODY, *call, status=1)
     assert "org.storage.Connection.Error.NotAuthorized" in said
     assert (await shell.call("List")).startswith("a{sa{sv}} ")
+
+
+async def test_the_journal_has_fields_and_explains_itself(caller: Caller, tmp_path: Path) -> None:
+    await caller.manage(f"file://{tmp_path}", "told of")
+    await caller.until("told of", State="connected")
+    tool("journalctl", "--sync")
+    journal = ("journalctl", f"--unit={UNIT}", "STORAGE_CID=told of", "--no-pager")
+    (line,) = tool(*journal, "--output=json").splitlines()
+    found = json.loads(line)
+    assert (found["STORAGE_STATE"], found["PRIORITY"]) == ("connected", "6")
+    assert (found["STORAGE_URI"], found["STORAGE_SCHEME"]) == (f"file://{tmp_path}", "file")
+    assert f"Storage connection file://{tmp_path} is up" in tool(*journal, "--catalog")
 
 
 async def test_an_upgrade_restarts_the_service_and_leaves_what_is_connected(
