@@ -34,7 +34,7 @@ def unit() -> dict[str, list[str]]:
 
 
 def faces() -> set[str]:
-    directories = ("dbus", "man", "polkit", "systemd")
+    directories = ("completion", "dbus", "man", "polkit", "systemd")
     return {f"{name}/{file.name}" for name in directories for file in (TOP / name).iterdir()}
 
 
@@ -50,7 +50,8 @@ def test_every_face_is_installed_and_everything_installed_is_there() -> None:
     sorted(
         face
         for face in faces()
-        if not face.startswith(("man/", "systemd/")) and not face.endswith(".service")
+        if not face.startswith(("completion/", "man/", "systemd/"))
+        and not face.endswith(".service")
     ),
 )
 def test_a_face_in_xml_is_well_formed_and_licensed(face: str) -> None:
