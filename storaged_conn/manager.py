@@ -293,7 +293,9 @@ class Manager:
         options = read_options(given, known, uri.partition(":")[0])
         own = {name: value for name, value in options.items() if name not in COMMON_OPTIONS}
         _read_lifetime(options)
-        return driver, driver.parse(uri, own), options
+        target = driver.parse(uri, own)
+        check_uri(target.uri)  # what is encoded is longer, and is what must be read after a restart
+        return driver, target, options
 
     def _read(self, record: Record) -> tuple[Driver, Target]:
         driver = self._driver(record.uri)

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from storaged_conn.core.model import Lifetime, Record, Value
+from storaged_conn.core.model import MAX_INTEGER, Lifetime, Record, Value
 from storaged_conn.core.secret import Secret
 from storaged_conn.errors import StoreError
 
@@ -391,9 +391,9 @@ def _row(record: Record) -> tuple[str | int, ...]:
 def _record(
     row: tuple[str, str, str, int, str, str], secrets: Mapping[str, Secret], path: Path
 ) -> Record:
-    cid, uri, options, owner, lifetime, scope = row
     if tuple(map(type, row)) != (str, str, str, int, str, str):
-        raise StoreError(f"{path} has a column of the wrong type at {cid!r}; {_KEEP}")
+        raise StoreError(f"{path} has a column of the wrong type at {row[0]!r}; {_KEEP}")
+    cid, uri, options, owner, lifetime, scope = row
     try:
         values = {name: _value(value) for name, value in json.loads(options).items()}
         return Record(cid, uri, {**values, **secrets}, owner, Lifetime(lifetime), scope)
@@ -403,8 +403,10 @@ def _record(
 
 def _value(value: object) -> Value:
     match value:
-        case bool() | int() | str():
+        case bool() | str():
+            return value
+        case int() if -MAX_INTEGER <= value <= MAX_INTEGER:
             return value
         case list() if all(isinstance(item, str) for item in value):
             return tuple(value)
-    raise ValueError("an option has a value of no known type")
+    raise ValueError("an option has a value that none can have")

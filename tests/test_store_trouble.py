@@ -32,6 +32,12 @@ def path(tmp_path: Path) -> Path:
 # what is refused
 
 
+def test_a_table_with_another_column_is_refused(path: Path) -> None:
+    keep(path, PLAIN)
+    edit(path, "ALTER TABLE record ADD COLUMN more TEXT")
+    assert "has a column of the wrong type at 'plain'" in refusal(path)
+
+
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602])
 def test_a_file_that_others_can_access_is_refused(path: Path, mode: int) -> None:
     keep(path, PLAIN)

@@ -153,12 +153,12 @@ def check_cid(cid: str) -> None:
     """Refuse what cannot be a connection id.
 
     Raises:
-        InvalidArgumentError: empty, longer than MAX_CID_BYTES, or with a `/`, which only the
-            temporary ids of unmanaged connections have.
+        InvalidArgumentError: empty, no UTF-8, longer than MAX_CID_BYTES, or with a `/`, which only
+            the temporary ids of unmanaged connections have.
     """
     if not cid:
         raise InvalidArgumentError("connection_id is empty; give 1 to 255 bytes")
-    if len(cid.encode()) > MAX_CID_BYTES:
+    if _size(cid, "connection_id") > MAX_CID_BYTES:
         raise InvalidArgumentError(f"connection_id is longer than {MAX_CID_BYTES} bytes")
     if "/" in cid:
         raise InvalidArgumentError("connection_id contains '/', which is for unmanaged connections")
@@ -171,9 +171,10 @@ def check_uri(uri: str) -> str:
         The scheme, in lower case.
 
     Raises:
-        InvalidArgumentError: no scheme, too long, a control character, or a user or password.
+        InvalidArgumentError: no UTF-8, no scheme, too long, a control character, or a user or
+            password.
     """
-    if len(uri.encode()) > MAX_URI_BYTES:
+    if _size(uri, "uri") > MAX_URI_BYTES:
         raise InvalidArgumentError(f"uri is longer than {MAX_URI_BYTES} bytes")
     if not uri.isprintable():
         raise InvalidArgumentError("uri contains an unprintable character; percent-encode it")
@@ -184,6 +185,13 @@ def check_uri(uri: str) -> str:
     if "@" in authority:
         raise InvalidArgumentError("uri contains a user or password; give them as options")
     return scheme.lower()
+
+
+def _size(text: str, what: str) -> int:
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:  # a lone surrogate: no client can write one, but a record can
+        raise InvalidArgumentError(f"{what} is no UTF-8") from None
 
 
 def read_options(

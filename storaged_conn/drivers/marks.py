@@ -87,5 +87,5 @@ def _read(file: Path) -> Mark:
         number, *texts = json.loads(file.read_text())
         target, device, fstype, source, root = map(str, texts)
         return Mark(int(number), target, device, fstype, source, root)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         return PLANNED

@@ -7,6 +7,7 @@ nothing. `soft` and `softerr` end in an error, after which what was written may 
 Source: nfs(5).
 """
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -48,6 +49,9 @@ RANGES: Final[Mapping[str, range]] = {
 }
 """Source: nfs(5); include/linux/nfs_fs.h, NFS_MAX_TCP_TIMEOUT; fs/nfs/internal.h,
 NFS_MAX_CONNECTIONS."""
+
+NUMBER: Final = re.compile("[0-9]{1,10}")
+"""Source: fs/nfs/super.c, nfs_show_mount_options: an unsigned int."""
 
 MAX_WAIT_MS: Final = 600_000
 """Source: include/linux/nfs_fs.h, NFS_MAX_TCP_TIMEOUT."""
@@ -115,7 +119,7 @@ def describe(mount: Mount) -> dict[str, Value]:
     """Say what the kernel made of it, for ConnectionInfo."""
     shown = dict(flag.partition("=")[::2] for flag in mount.super_options)
     recovery = next((name for name in RECOVERIES if name in shown), "hard")
-    timeo, retrans = (int(shown.get(name) or 0) for name in ("timeo", "retrans"))
+    timeo, retrans = (_number(shown.get(name, "")) for name in ("timeo", "retrans"))
     texts = {"version": "vers", "protocol": "proto", "sec": "sec", "address": "addr"}
     return {
         **{name: shown[key] for name, key in texts.items() if key in shown},
@@ -135,6 +139,10 @@ def error_after_ms(timeo: int, retrans: int) -> int:
     Source: net/sunrpc/xprt.c, xprt_calc_majortimeo; fs/nfs/client.c, nfs_init_timeout_values.
     """
     return min(timeo * 100 * (retrans + 1), MAX_WAIT_MS)
+
+
+def _number(text: str) -> int:
+    return int(text) if NUMBER.fullmatch(text) else 0
 
 
 def _check(name: str, value: Value) -> None:

@@ -24,6 +24,7 @@ PORT: Final = 2049
 
 _AUTHORITY: Final = re.compile(r"(\[[^\[\]]*\]|[^\[\]:/]*)(:[0-9]+(?=/|$))?(:?)(.*)", re.DOTALL)
 _SOURCE: Final = re.compile(r"(\[[^\[\]]*\]|[^\[\]:/]+):(/.*)", re.DOTALL)
+_DIGITS: Final = re.compile("[0-9]{1,5}")
 
 
 class Remote(NamedTuple):
@@ -101,7 +102,7 @@ def read_mount(mount: Mount) -> Remote | None:
     port = dict(flag.partition("=")[::2] for flag in mount.super_options).get("port", "")
     host, path = match.groups()
     try:
-        server = read_server(f"nfs://{host}", int(port) if port.isdecimal() else PORT)
+        server = read_server(f"nfs://{host}", int(port) if _DIGITS.fullmatch(port) else PORT)
         check_path(path, "")
     except InvalidArgumentError:
         return None

@@ -6,13 +6,16 @@ Source: RFC 1813 appendix I (the mount protocol); RFC 7530 sections 15.2, 16.13 
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from storaged_conn.drivers.nfs_remote import Remote
+from storaged_conn.drivers.paths import check_path
 from storaged_conn.errors import (
     AccessDeniedError,
     AttemptError,
     AuthenticationError,
+    InvalidArgumentError,
     NotOfferedError,
     ProtocolError,
 )
@@ -25,6 +28,12 @@ EXPORT: Final = Procedure(MOUNT, 3, 5)
 COMPOUND: Final = Procedure(NFS, 4, 1)
 LOOKUP: Final = 15
 PUTROOTFH: Final = 24
+
+MAX_CLIENT: Final = 255
+"""Bytes. Source: RFC 1813 section 5.1.1, MNTNAMLEN."""
+
+MAX_NAMED: Final = 4
+"""Clients that are named in a message."""
 
 _VERDICTS: Final[dict[int, tuple[type[AttemptError], str]]] = {
     1: (AccessDeniedError, "see whom the server exports it to"),
@@ -125,7 +134,7 @@ async def _is_elsewhere(remote: Remote, address: str) -> bool:
         if export.path == remote.path:
             if not export.clients or "*" in export.clients:
                 return True
-            clients = ", ".join(export.clients)
+            clients = ", ".join(export.clients[:MAX_NAMED])
             raise AccessDeniedError(f"{remote.source} is exported to {clients}, not to this host")
     return False
 
@@ -142,10 +151,18 @@ def _covers(export: str, path: str) -> bool:
 
 
 def _read_exports(answer: Reader) -> Iterator[Export]:
-    """Read the list. Source: RFC 1813 section 5.2.5."""
+    """Read the list, without what is no path. Source: RFC 1813 section 5.2.5."""
     while answer.number():
         path = os.fsdecode(answer.opaque())
         clients = []
         while answer.number():
-            clients.append(os.fsdecode(answer.opaque()))
-        yield Export(path, tuple(clients))
+            clients.append(_clean(answer.opaque()))
+        with suppress(InvalidArgumentError):
+            check_path(path, "the export")
+            yield Export(path, tuple(clients))
+
+
+def _clean(raw: bytes) -> str:
+    """Make the name of a client fit for a message, and for nobody else's name."""
+    text = raw[:MAX_CLIENT].decode(errors="replace")
+    return "".join(one if one.isprintable() else "?" for one in text)

@@ -37,9 +37,13 @@ def check_text(text: str, what: str) -> None:
     """Refuse what is no path and no name.
 
     Raises:
-        InvalidArgumentError: it is empty or too long, or has a control character.
+        InvalidArgumentError: it is empty, too long or no UTF-8, or has a control character.
     """
-    if not text or len(os.fsencode(text)) > MAX_PATH:
+    try:
+        size = len(os.fsencode(text))
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        raise InvalidArgumentError(f"{what} is no UTF-8") from None
+    if not 1 <= size <= MAX_PATH:
         raise InvalidArgumentError(f"{what} must have 1 to {MAX_PATH} bytes")
     if any(character < " " or character == "\x7f" for character in text):
         raise InvalidArgumentError(f"{what} contains a control character")
@@ -51,7 +55,7 @@ def check_path(path: str, what: str) -> None:
     Raises:
         InvalidArgumentError: it is not.
     """
-    if not path.startswith("/") or posixpath.normpath(path) != path:
+    if straighten(path) != path:  # normpath alone leaves two slashes in front as they are
         raise InvalidArgumentError(
             f"{what} must be an absolute path without '.', '..' and needless slashes"
         )

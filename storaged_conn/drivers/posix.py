@@ -202,7 +202,11 @@ def _read_source(fstype: str, quoted: str) -> str:
     if not source.startswith("/"):
         return source
     path = straighten(source)
-    return f"/{path}" if fstype in UNC and source.startswith("//") else path
+    if fstype not in UNC or not source.startswith("//"):
+        return path
+    if "@" in path.split("/")[1]:
+        raise InvalidArgumentError("uri: the server has a user or password before it")
+    return f"/{path}"
 
 
 def _check_mount_option(fstype: str, name: str) -> None:

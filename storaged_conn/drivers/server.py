@@ -6,16 +6,13 @@ from ipaddress import IPv6Address
 from typing import Final
 
 from storaged_conn.errors import InvalidArgumentError
-from storaged_conn.system.sentinel import Address
+from storaged_conn.system.sentinel import MAX_PORT, Address
 
 AUTHORITY: Final = re.compile(r"(?:\[([^\[\]%]*)\]|([^\[\]:]*))(?::([0-9]{0,5}))?")
 """Source: RFC 3986 section 3.2; not by urllib, whose strictness differs from version to version."""
 
 HOST: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?\.?")
 """Source: RFC 1123 section 2.1, and the underscore that is in use; never a leading hyphen."""
-
-MAX_PORT: Final = 65535
-"""Source: RFC 9293 section 3.1."""
 
 
 def read_server(uri: str, default_port: int | None = None) -> Address:

@@ -18,7 +18,7 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -190,11 +190,13 @@ class IscsiSource(Source):
                 for session in self._sessions(data):
                     self._soon(session)
 
-    def _sessions(self, data: bytes) -> Iterator[str]:
-        for message in self._marshal.parse(data):
-            word = SESSION_AT.get(message["type"])
-            if word is not None:
-                yield f"session{message[f'r{word}']}"
+    def _sessions(self, data: bytes) -> list[str]:
+        """Name those that a message is about: all, where it cannot be read."""
+        try:
+            read = [(SESSION_AT.get(one["type"]), one) for one in self._marshal.parse(data)]
+            return [f"session{one[f'r{word}']}" for word, one in read if word is not None]
+        except Exception:  # noqa: BLE001  # pyroute2 lets out what it comes upon, such as KeyError
+            return [ALL]
 
     def _soon(self, session: str) -> None:
         loop = asyncio.get_running_loop()

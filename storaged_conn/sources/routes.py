@@ -134,15 +134,27 @@ class RouteSource(Source):
         self._changed()
 
     def _take(self, data: bytes) -> None:
-        _, kind, _, _, _ = _NLMSGHDR.unpack_from(data)
-        if kind not in {RTM_NEWNEIGH, RTM_DELNEIGH}:
+        try:
+            hosts = self._hosts_in(data)
+        except Exception:  # noqa: BLE001  # pyroute2 lets out what it comes upon, such as KeyError
+            self._overflow()
+            return
+        if hosts is None:
             self._changed()
             return
         self._follow()  # who was down may not be watched any more
-        if _NDM_STATE.unpack_from(data, _NLMSGHDR.size + 8)[0] & THERE:
-            for message in self._marshal.parse(data):
-                if address := message.get_attr("NDA_DST"):  # what a bridge has learnt is without
-                    self._servers.neighbour(str(address))
+        for host in hosts:
+            self._servers.neighbour(host)
+
+    def _hosts_in(self, data: bytes) -> list[str] | None:
+        """Name the neighbours that a message says are there; None where it is no such message."""
+        _, kind, _, _, _ = _NLMSGHDR.unpack_from(data)
+        if kind not in {RTM_NEWNEIGH, RTM_DELNEIGH}:
+            return None
+        if not _NDM_STATE.unpack_from(data, _NLMSGHDR.size + 8)[0] & THERE:
+            return []
+        found = (message.get_attr("NDA_DST") for message in self._marshal.parse(data))
+        return [str(address) for address in found if address]  # what a bridge has learnt is without
 
     def _changed(self) -> None:
         if self._timer:

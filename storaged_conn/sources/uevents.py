@@ -135,7 +135,10 @@ class UeventSource(Source):
                 return
             if device is None:
                 return
-            self._take(device)
+            try:
+                self._take(device)
+            except UnicodeDecodeError:  # for pyudev all names and properties are UTF-8
+                self._lost()
 
     def _lost(self) -> None:
         if self._timer is None:

@@ -215,8 +215,15 @@ def _parse_line(line: bytes) -> Mount:
 
 
 def _text(field: bytes) -> str:
-    """Undo the kernel's escapes. Source: fs/proc_namespace.c, mangle and show_mountinfo."""
-    return os.fsdecode(_OCTAL.sub(lambda code: bytes([int(code[1], 8) & 0xFF]), field))
+    """Undo the kernel's escapes. Source: fs/proc_namespace.c, mangle and show_mountinfo.
+
+    Raises:
+        ValueError: it has a NUL, which no path has.
+    """
+    raw = _OCTAL.sub(lambda code: bytes([int(code[1], 8) & 0xFF]), field)
+    if b"\0" in raw:
+        raise ValueError(field)
+    return os.fsdecode(raw)
 
 
 def _prefixes(path: str) -> Iterator[str]:

@@ -23,7 +23,7 @@ from storaged_conn.errors import (
     TroubleError,
     UnreachableError,
 )
-from storaged_conn.system.sentinel import Address
+from storaged_conn.system.sentinel import MAX_PORT, Address
 
 DEADLINE: Final = 5.0
 """Seconds for an answer, which takes milliseconds: two lost segments are sent again within 3 s.
@@ -150,7 +150,7 @@ async def find_port(host: str, program: int, version: int) -> int:
         port = _port_of(found.decode(errors="replace"))
     else:
         port = (await ask(rpcbind, GETPORT, numbers(program, version, TCP, 0))).number()
-    if not port:
+    if not 0 < port <= MAX_PORT:
         raise ProtocolError(f"{host}: no RPC program {program} version {version}; see the server")
     return port
 

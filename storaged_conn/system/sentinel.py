@@ -89,6 +89,10 @@ class Timing(Protocol):
         """Probes without an answer."""
 
 
+MAX_PORT: Final = 65535
+"""Source: RFC 9293 section 3.1."""
+
+
 class Address(NamedTuple):
     """A server and port, as in a URI."""
 

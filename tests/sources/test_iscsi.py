@@ -143,6 +143,14 @@ async def test_only_the_kernel_is_believed(
     assert topics(looks) == [Topic("iscsi", "session7")]
 
 
+async def test_what_cannot_be_read_is_a_resync(
+    source: CountingSource, kernel: socket.socket, looks: Looks
+) -> None:
+    say(kernel, (16).to_bytes(4, "little") + bytes(12))
+    await looks.until(lambda: looks.resyncs)
+    assert not looks.heard
+
+
 async def test_an_overflow_is_a_resync_and_the_messages_after_it_are_heard(
     source: CountingSource, kernel: socket.socket, looks: Looks
 ) -> None:

@@ -189,6 +189,12 @@ async def test_only_the_kernel_is_believed(world: World) -> None:
     await world.servers.looks(1)
 
 
+async def test_what_cannot_be_read_is_a_resync(world: World) -> None:
+    half_a_neighbour = bytes([20, 0, 0, 0, 28]) + bytes(15)
+    world.source._take(half_a_neighbour)
+    assert (world.servers.rechecks, world.looks.resyncs) == (1, 1)
+
+
 async def test_what_was_lost_is_looked_up_and_the_source_goes_on(space: Namespace) -> None:
     async with made(space, buffer=1) as world:
         for times, verb in enumerate(("add", "del"), 1):

@@ -19,6 +19,7 @@ from storaged_conn.sources.base import Look
 from storaged_conn.sources.uevents import BATCH, CONTROL, UDEVD, UeventSource
 from storaged_conn.system.devices import device_node
 from tests import udevd
+from tests.fuzz import netlink
 from tests.live import DEADLINE
 from tests.mounts import make_image, needs_root
 from tests.sources.looks import Looks
@@ -143,6 +144,15 @@ async def test_the_image_behind_a_loop_device_is_no_hint_since_every_attempt_mak
 ) -> None:
     device = FakeDevice(attributes={"loop/backing_file": b"/srv/\xff.img"})
     assert hints(source, looks, device) == {"/dev/nonesuch": True, "/srv/\udcff.img": False}
+
+
+async def test_a_device_whose_name_is_no_text_is_a_resync(
+    source: UeventSource, looks: Looks
+) -> None:
+    vars(source)["_monitor"] = netlink.Monitor(netlink.DEVICES[2])
+    source._read()
+    await looks.until(lambda: looks.resyncs)
+    assert not looks.heard
 
 
 async def test_a_device_without_a_node_says_nothing(source: UeventSource, looks: Looks) -> None:

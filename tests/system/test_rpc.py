@@ -130,3 +130,15 @@ async def test_rpcbind_knows_the_port(host: str, question: Procedure) -> None:
         assert asked[0] == numbers(*MOUNTD, 6, 0)
     else:
         assert asked[0] == numbers(*MOUNTD) + opaque(b"tcp6") + opaque(b"") + opaque(b"")
+
+
+@needs_root
+@pytest.mark.root
+@pytest.mark.parametrize("host", ["127.0.0.83", "::1"])
+async def test_a_port_that_none_can_be_is_no_program(host: str) -> None:
+    def answer(what: Procedure, arguments: bytes) -> bytes:
+        return success(numbers(70000) if what == GETPORT else opaque(b"fd09::2.300.1"))
+
+    async with rpc_server(answer, host, RPCBIND_PORT):
+        with pytest.raises(ProtocolError, match="no RPC program 100005 version 3"):
+            await find_port(host, *MOUNTD)

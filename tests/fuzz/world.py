@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The drivers without a kernel, on a table that may be anything, for hostile input."""
+
+import os
+import re
+import tempfile
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from storaged_conn.bus.systemd import unit_name
+from storaged_conn.core.model import Record, Target
+from storaged_conn.drivers.file import FileDriver
+from storaged_conn.drivers.health import Health
+from storaged_conn.drivers.mount import MountDriver
+from storaged_conn.drivers.nfs import NfsDriver
+from storaged_conn.drivers.posix import PosixDriver
+from storaged_conn.drivers.simulated import SimulatedDriver
+from storaged_conn.errors import RefusedError
+from storaged_conn.manager import Manager
+from storaged_conn.system.mountinfo import MountTable
+from storaged_conn.system.mounting import FORCED, Place
+from tests.drivers.nfs_world import FakeServers
+
+ROOT: Final = Path("/srv/root")
+
+
+FORBIDDEN: Final = re.compile(
+    r"(suid|dev|exec|user|users|owner|group|loop|remount|move|bind|rbind|rw"
+    r"|(uhelper|helper|cred|credentials|pass|password|pass2|addr|mounthost|x-.*)=.*)$",
+    re.IGNORECASE,
+)
+"""The options that nobody but us, or nobody at all, gives to mount(8)."""
+
+
+class Told(NamedTuple):
+    """What mount(8) would be told."""
+
+    source: str
+    fstype: str
+    options: tuple[str, ...]
+    place: Place
+
+
+class Recorder:
+    """A Mounter that only remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[Told] = []
+
+    async def mount(self, source: str, fstype: str, options: Sequence[str], place: Place) -> None:
+        self.told.append(Told(source, fstype, (*options, *FORCED), place))
+
+    async def bind(self, source: str, place: Place, *, read_only: bool) -> None:
+        self.told.append(Told(source, "", (*(["ro"] if read_only else []), *FORCED), place))
+
+    async def unmount(self, place: Place, mount_id: int) -> None:
+        """Forget nothing."""
+
+    async def detach(self, place: Place) -> None:
+        """Forget nothing."""
+
+
+class Unkept:
+    """Records that nobody keeps."""
+
+    async def add(self, record: Record) -> None:
+        """Forget it."""
+
+    async def remove(self, cid: str) -> None:
+        """Forget it."""
+
+    async def replace(self, cid: str, record: Record) -> None:
+        """Forget it."""
+
+
+class World:
+    """All drivers and their manager, on a table of mounts that is a file.
+
+    Attributes:
+        directory: for files of a test.
+        path: of the table.
+        signatures: of all options of all drivers.
+    """
+
+    def __init__(self) -> None:
+        self._kept = tempfile.TemporaryDirectory(prefix="storaged-world-")
+        self.directory = Path(self._kept.name)
+        self.path = self.directory / "mountinfo"
+        self.path.write_text("1 0 254:0 / / rw - ext4 /dev/vda1 rw\n")
+        self.table = MountTable(self.path)
+        self.table.refresh()
+        self.mounter = Recorder()
+        servers = FakeServers()
+        common = (self.table, self.directory / "run", [ROOT], self.mounter)
+        health = Health(servers, start_nothing)
+        self.mounts = [FileDriver(*common), PosixDriver(*common), NfsDriver(*common, health)]
+        drivers = [*self.mounts, SimulatedDriver(servers)]
+        self.manager = Manager(drivers, (), Unkept(), start_nothing)
+        self.signatures: dict[str, str] = {}
+        for known in self.manager.option_table().values():
+            self.signatures |= known
+
+    def mounted(self, target: Target) -> Told | None:
+        """Give what mount(8) would be told for a target, or None where nothing is mounted."""
+        driver = self.manager._driver(target.uri)
+        if not isinstance(driver, MountDriver):
+            return None
+        if isinstance(driver, FileDriver) and not target.option("mountpoint"):
+            return None
+        self.mounter.told.clear()
+        place = driver.place(target)
+        if isinstance(driver, NfsDriver):
+            run_through(driver._mount(target, place, "192.0.2.1"))
+        else:
+            run_through(driver.attach(target, place))
+        (told,) = self.mounter.told
+        return told
+
+
+def check_told(told: Told | None) -> None:
+    """See that mount(8) takes each part for what it is, and that ours are the last words."""
+    if told is None:
+        return
+    line = [told.fstype, *told.options, told.source, told.place.root, told.place.path]
+    assert not any("\0" in one or "\n" in one for one in line)
+    assert not told.source.startswith("-")
+    assert re.fullmatch(r"[a-z0-9][a-z0-9._+-]*|", told.fstype)
+    assert told.options[-2:] == FORCED
+    for option in told.options:
+        assert re.fullmatch(r"[A-Za-z0-9_.:][A-Za-z0-9_.:-]*(=[^,\s\\\"'=%]*)?", option), option
+        assert not FORBIDDEN.match(option), option
+    assert not {"", ".", ".."} & set(told.place.path.split("/"))
+    with suppress(RefusedError):
+        assert re.fullmatch(r"[A-Za-z0-9:_.\\-]+\.mount", unit_name(told.place.target))
+    os.fsencode("".join(line))
+
+
+def run_through(doing: Coroutine[object, object, object]) -> None:
+    """Run what waits for nothing to its end, without an event loop."""
+    try:
+        doing.send(None)
+    except StopIteration:
+        return
+    raise AssertionError("it waits for something")
+
+
+def start_nothing(doing: Coroutine[object, object, None]) -> None:
+    """Refuse: there is no event loop."""
+    doing.close()
+    raise AssertionError("nothing is started here")
