@@ -200,6 +200,8 @@ def _parse_line(line: bytes) -> Mount:
     if not dash or len(fields) < 6 or len(rest) < 3:  # noqa: PLR2004  # proc(5) counts them
         raise ValueError(line)
     device, root, target, options = map(_text, fields[2:6])
+    if not target.startswith("/"):
+        raise ValueError(line)
     fstype, source, super_options = map(_text, rest[:3])
     return Mount(
         int(fields[0]),
