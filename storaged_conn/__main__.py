@@ -14,6 +14,7 @@ from storaged_conn.bus.connection import BusLostError
 from storaged_conn.config import load
 from storaged_conn.daemon import Daemon, NameTakenError, Settings
 from storaged_conn.errors import StoreError
+from storaged_conn.system import dumps
 from storaged_conn.system.journal import JournalHandler
 
 logger = logging.getLogger("storaged_conn")
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _arguments().parse_args(argv)
     _set_up_logging(options.log_level)
     os.umask(0o077)
+    dumps.forbid()
     config, complaints = load(options.config_root)
     for complaint in complaints:
         logger.warning("%s", complaint)

@@ -83,13 +83,16 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
     scratch = tmp_path / "tmp"
     scratch.mkdir()
     env = TALKATIVE | {"TMPDIR": str(scratch), "SQLITE_TMPDIR": str(scratch)}
+    env["PYTHONPATH"] = str(Path(__file__).parents[1])
+    dumped = ("prlimit", "--core=unlimited", "env", f"--chdir={tmp_path}")
     args = (tmp_path / "state", tmp_path / "run", "--enable-simulated", "--log-level", "debug")
     with private_bus() as address:
         tap = await Tap.open(address, max_message=MAX_MESSAGE)
         assert isinstance(tap, Tap)
         try:
             await tap.monitor()
-            async with calling(address) as caller, Daemon(address, *args, env=env) as daemon:
+            daemon = Daemon(address, *args, env=env, prefix=dumped)
+            async with calling(address) as caller, daemon:
                 yield Stage(tmp_path, daemon, caller, tap)
         finally:
             tap.close()
@@ -177,6 +180,7 @@ async def test_a_secret_shows_nowhere(stage: Stage, canary: Canary) -> None:
     os.kill(stage.daemon.pid, signal.SIGABRT)  # faulthandler writes where every thread is
     await stage.daemon.wait()
     assert "most recent call first" in stage.daemon.log
+    check_files(stage, canary)  # among them would be a core dump
     await stage.daemon.start()
     await stage.caller.until("bad", State="failed")
     await see_the_end(stage)
