@@ -25,6 +25,7 @@ from storaged_conn.core.model import (
     check_cid,
     check_uri,
     read_options,
+    written,
 )
 from storaged_conn.drivers.base import Driver
 from storaged_conn.drivers.unavailable import UnavailableDriver
@@ -298,9 +299,8 @@ class Manager:
         return driver, target, options
 
     def _read(self, record: Record) -> tuple[Driver, Target]:
-        driver = self._driver(record.uri)
-        own = {key: value for key, value in record.options.items() if key not in COMMON_OPTIONS}
-        return driver, driver.parse(record.uri, own)
+        driver, target, _ = self._parse(record.uri, written(record.options))
+        return driver, target
 
     @contextmanager
     def _reserved(self, driver: Driver, target: Target) -> Iterator[None]:

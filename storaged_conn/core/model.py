@@ -194,6 +194,21 @@ def _size(text: str, what: str) -> int:
         raise InvalidArgumentError(f"{what} is no UTF-8") from None
 
 
+def written(options: Mapping[str, Value]) -> dict[str, Given]:
+    """Write options as a caller gave them, so that those of a record are read as strictly."""
+    return {name: _written(value) for name, value in options.items()}
+
+
+def _written(value: Value) -> Given:
+    match value:
+        case Secret():
+            return BYTES, value.reveal()
+        case tuple():
+            return SIGNATURES[tuple], list(value)
+        case _:
+            return SIGNATURES[type(value)], value
+
+
 def read_options(
     given: Mapping[str, Given], known: Mapping[str, str], scheme: str
 ) -> dict[str, Value]:
