@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Real mounts for tests: an image to mount, a ground to mount on, and nothing left afterwards."""
 
+import ctypes
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from storaged_conn.system.mountinfo import Mount, MountTable
 from storaged_conn.system.run import ENVIRONMENT
+
+RENAME_EXCHANGE: Final = 2
+"""Source: linux/fs.h; see renameat2(2)."""
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 
@@ -51,3 +57,38 @@ def cleaned(ground: Path) -> Iterator[Path]:
     finally:
         while left := mounts_below(ground):
             tool("umount", "--lazy", "--no-canonicalize", left[0].target.removesuffix("//deleted"))
+
+
+@contextmanager
+def swapping(path: Path, victim: Path) -> Iterator[None]:
+    """Exchange a directory for a link and back, all the time: only root could do that here.
+
+    In the end it is what it was.
+    """
+    link = path.with_name("link")
+    link.symlink_to(victim)
+    libc, stop = ctypes.CDLL(None), threading.Event()
+
+    def swap() -> None:
+        libc.renameat2(-1, bytes(path), -1, bytes(link), RENAME_EXCHANGE)
+
+    def swap_on() -> None:
+        while not stop.is_set():
+            swap()
+
+    thread = threading.Thread(target=swap_on)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        if path.is_symlink():
+            swap()
+        link.unlink()
+
+
+def lazily_unmount(mounted: Mount) -> None:
+    """Unmount what may be renamed at any moment."""
+    with suppress(subprocess.CalledProcessError):
+        tool("umount", "--lazy", "--no-canonicalize", mounted.target)

@@ -36,6 +36,9 @@ MOUNT = "/usr/bin/mount"
 UMOUNT = "/usr/bin/umount"
 MODPROBE = "/usr/sbin/modprobe"
 
+HERE = "/proc/self/cwd"
+"""The working directory, whatever its name. Source: proc(5)."""
+
 DETACH = ("--internal-only", "--lazy", "--force")
 """How umount(8) takes away what nobody answers for, see detach."""
 
@@ -115,9 +118,14 @@ class Place:
         return True
 
     def unmount(self, *how: str) -> int:
-        """Run umount(8), which looks at no link: nobody but root can put one there."""
+        """Run umount(8) on what the opened directory holds, by whatever name that has by now.
+
+        Not on ./NAME: libmount puts the name of the working directory before that, and hands it to
+        the kernel, which follows what links there are by then. It knows no mount by this path, so
+        that it asks no helper: umount.nfs would only tell a server of version 3 not to list us.
+        """
         os.fchdir(self.holder)
-        return _tool(UMOUNT, "--no-canonicalize", *how, "--", f"./{self.name}")
+        return _tool(UMOUNT, "--no-canonicalize", *how, "--", f"{HERE}/{self.name}")
 
     def tidy(self) -> None:
         """Remove the mount point if it is as we make it; one with a purpose of its own stays."""

@@ -7,9 +7,10 @@ The child is mount_child.py, which says how a place is reached and what is refus
 Where systemd runs, bus/systemd.py mounts instead; this module itself is the Mounter elsewhere.
 """
 
+import posixpath
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -213,11 +214,13 @@ async def check(source: str, fstype: str, place: Place) -> None:
     await _child(CHECK_DEADLINE, "check", place.root, place.path, fstype, source)
 
 
-async def _child(deadline: float, verb: str, *arguments: str) -> str:
-    argv = [sys.executable, "-I", "-S", _CHILD, verb, *arguments]
+async def _child(deadline: float, verb: str, root: str, path: str, *arguments: str) -> str:
+    argv = [sys.executable, "-I", "-S", _CHILD, verb, root, path, *arguments]
     result = await run(argv, deadline=deadline)
     if result.returncode:
-        raise explain(result)
+        holder = posixpath.dirname(Place(root, path).target)
+        words = result.stderr.replace(mount_child.HERE, holder)
+        raise explain(replace(result, stderr=words))
     return result.stdout
 
 

@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-import ctypes
 import os
 import stat
-import subprocess
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -30,10 +26,18 @@ from storaged_conn.errors import (
     UnreachableError,
     UnusableError,
 )
-from storaged_conn.system.mountinfo import Mount
 from storaged_conn.system.mounting import Place, bind, check, explain, mount, unmount
 from storaged_conn.system.run import Result
-from tests.mounts import cleaned, make_image, mounts_below, needs_root, table, tool
+from tests.mounts import (
+    cleaned,
+    lazily_unmount,
+    make_image,
+    mounts_below,
+    needs_root,
+    swapping,
+    table,
+    tool,
+)
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -126,35 +130,6 @@ def image(tmp_path: Path) -> Path:
 
 def place(ground: Path, path: str = "point") -> Place:
     return Place(str(ground / "root"), path)
-
-
-RENAME_EXCHANGE = 2
-
-
-@contextmanager
-def swapping(path: Path, victim: Path) -> Iterator[None]:
-    """Exchange a directory for a link and back, all the time: only root could do that here."""
-    link = path.with_name("link")
-    link.symlink_to(victim)
-    libc, stop = ctypes.CDLL(None), threading.Event()
-
-    def swap() -> None:
-        while not stop.is_set():
-            libc.renameat2(-1, bytes(path), -1, bytes(link), RENAME_EXCHANGE)
-
-    thread = threading.Thread(target=swap)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def lazily_unmount(mounted: Mount) -> None:
-    """Unmount what may be renamed at any moment."""
-    with suppress(subprocess.CalledProcessError):
-        tool("umount", "--lazy", "--no-canonicalize", mounted.target)
 
 
 def flags_at(target: str) -> set[str]:
