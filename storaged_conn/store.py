@@ -395,7 +395,7 @@ def _record(
         raise StoreError(f"{path} has a column of the wrong type at {row[0]!r}; {_KEEP}")
     cid, uri, options, owner, lifetime, scope = row
     try:
-        values = {name: _value(value) for name, value in json.loads(options).items()}
+        values = {_text(name): _value(value) for name, value in json.loads(options).items()}
         return Record(cid, uri, {**values, **secrets}, owner, Lifetime(lifetime), scope)
     except (ValueError, AttributeError, RecursionError) as error:
         raise StoreError(f"{path} has an unreadable record, {cid!r}: {error}; {_KEEP}") from error
@@ -403,10 +403,22 @@ def _record(
 
 def _value(value: object) -> Value:
     match value:
-        case bool() | str():
+        case bool():
             return value
+        case str():
+            return _text(value)
         case int() if -MAX_INTEGER <= value <= MAX_INTEGER:
             return value
         case list() if all(isinstance(item, str) for item in value):
-            return tuple(value)
+            return tuple(map(_text, value))
     raise ValueError("an option has a value that none can have")
+
+
+def _text(text: str) -> str:
+    """Refuse half a surrogate pair, which JSON can write: beside another it would become a whole.
+
+    Raises:
+        ValueError: there is one.
+    """
+    text.encode()
+    return text

@@ -232,3 +232,9 @@ def test_on_a_read_only_disk_it_is_refused(small: Path) -> None:
     keep(path, PLAIN)
     subprocess.run(["mount", "-o", "remount,ro", small], check=True)
     assert f"{path} cannot be opened for writing: " in refusal(path)
+
+
+def test_half_a_surrogate_pair_is_refused(path: Path) -> None:
+    keep(path, PLAIN)
+    edit(path, """UPDATE record SET options = '{"mountpoint": "/mnt/\\ud800"}'""")
+    assert "has an unreadable record, 'plain': 'utf-8' codec can't encode" in refusal(path)

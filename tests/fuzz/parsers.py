@@ -201,7 +201,8 @@ def feed_config(data: bytes) -> None:
 
 def feed_record(data: bytes) -> None:
     """CID FIELD URI FIELD OPTIONS FIELD OWNER FIELD LIFETIME FIELD SCOPE: a row of the store."""
-    cid, uri, written, owner, lifetime, scope = (*text_of(data).split(FIELD, 5), *("",) * 5)[:6]
+    fields = data.decode(errors="replace").split(FIELD, 5)  # SQLite gives UTF-8 alone
+    cid, uri, written, owner, lifetime, scope = (*fields, *("",) * 5)[:6]
     number = int(owner) if owner.isascii() and owner.isdigit() and len(owner) < 19 else 0
     try:
         row = (cid, uri, written, number, lifetime, scope)
