@@ -29,6 +29,7 @@ from storaged_conn.front.dispatch import MAX_CALL, Dispatcher
 from storaged_conn.front.faces import ConnectionFace, ManagerFace, describe
 from storaged_conn.front.lifetimes import Lifetimes
 from storaged_conn.front.objects import Objects
+from storaged_conn.front.polkit import Polkit
 from storaged_conn.front.tree import Tree
 from storaged_conn.front.waits import Waits
 from storaged_conn.leaving import is_note, retire
@@ -205,7 +206,8 @@ async def _build(settings: Settings, bus: Bus, store: Store, tasks: asyncio.Task
         manager.listen(listener)
     faces = (ManagerFace(manager, objects, lifetimes), ConnectionFace(manager, waits))
     tree = Tree(contract, objects, faces, manager.option_table(), _machine_id())
-    Dispatcher(bus, tree, Authority(callers), tasks.create_task)
+    authority = Authority(Polkit(bus, callers), manager.view)
+    Dispatcher(bus, tree, callers, authority, tasks.create_task)
     return _Parts(manager, objects, lifetimes, store, status, settings.config.audit)
 
 

@@ -34,6 +34,7 @@ from storaged_conn.errors import (
     AttemptError,
     InvalidArgumentError,
     LimitExceededError,
+    NotAuthorizedError,
     NotFoundError,
     NotSupportedError,
     RequestError,
@@ -48,16 +49,26 @@ logger = logging.getLogger(__name__)
 MAX_CONNECTIONS: Final = 32768
 """Ids that may be managed at once: at 900 bytes each, their listing fits what the bus takes."""
 
+MAX_OF_USER: Final = 256
+"""Ids that one user may manage at once, unless it is trusted."""
+
 COMMON_OPTIONS: Final = {"lifetime": "s"}
 """The options that every scheme has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who asks: its uid, and what each lifetime would bind a record of it to."""
+    """Who asks.
+
+    Attributes:
+        uid: whose the record will be.
+        scopes: what each lifetime would bind it to.
+        trusted: it has all the rights of the service anyhow.
+    """
 
     uid: int
     scopes: Mapping[Lifetime, str]
+    trusted: bool = False
 
 
 @dataclass(slots=True)
@@ -179,23 +190,29 @@ class Manager:
         async with self._turns.take(cid):
             if cid in self._records:
                 raise AlreadyExistsError(f"connection_id {cid!r} is in use; choose another")
-            if len(self._records) >= MAX_CONNECTIONS:
-                raise LimitExceededError(f"{MAX_CONNECTIONS} connections are managed already")
+            self._admit(target, client)
             with self._reserved(driver, target):
                 await self._store.add(record)
             self._take_up(record, driver, target)
         return record
 
-    async def unmanage(self, cid: str) -> None:
+    async def unmanage(self, cid: str, owner: int | None = None) -> None:
         """Forget an id; returns when that is durable. The last one ends the connection.
+
+        Args:
+            cid: the id.
+            owner: the uid whose it must be; None for anybody's.
 
         Raises:
             NotFoundError: no such id is managed.
+            NotAuthorizedError: it is another user's.
             StoreError: nothing was changed.
         """
         async with self._turns.take(cid):
             if cid not in self._records:
                 raise NotFoundError(f"connection_id {cid!r} is not managed; see List")
+            if owner not in {None, self._records[cid].owner}:  # it has just changed hands
+                raise NotAuthorizedError(f"connection_id {cid!r} is another user's; see Owner")
             note = await retire(self._store, self._records[cid])
             del self._records[cid]
             runner = self._runner_of.pop(cid)
@@ -302,6 +319,21 @@ class Manager:
         driver, target, _ = self._parse(record.uri, written(record.options))
         return driver, target
 
+    def _admit(self, target: Target, client: Client) -> None:
+        """Refuse one connection too many, and storage that is somebody else's by its secrets."""
+        if len(self._records) >= MAX_CONNECTIONS:
+            raise LimitExceededError(f"{MAX_CONNECTIONS} connections are managed already")
+        if client.trusted:
+            return
+        own = sum(record.owner == client.uid for record in self._records.values())
+        if own >= MAX_OF_USER:
+            raise LimitExceededError(f"you manage {MAX_OF_USER} connections already; unmanage some")
+        runner = self._runners.get(target)
+        if runner and not runner.admits(target, client.uid):
+            raise NotAuthorizedError(
+                "this storage is connected with the secrets of another user; give the same ones"
+            )
+
     @contextmanager
     def _reserved(self, driver: Driver, target: Target) -> Iterator[None]:
         """Keep a mount point for its target while the record is being written."""
@@ -341,7 +373,7 @@ class Manager:
             runner = self._add_runner(driver, target, Machine(_jitter()))
         self._records[record.cid] = record
         self._runner_of[record.cid] = runner
-        runner.hold(record.cid, target)
+        runner.hold(record.cid, target, record.owner)
         self._leaving.settle(target)
         for listener in self._listeners:
             listener.added(record.cid)

@@ -70,8 +70,9 @@ class Runner:
     """One real connection, alive.
 
     Attributes:
-        target: which connection, with the secrets that count: those of the id that came last of
-            those that hold it and gave any, or of the last holder, once it is released.
+        target: which connection, with the secrets that count. They are one user's: of those that
+            hold it and gave any, root, or the one that came first. Of its ids, the one that came
+            last counts; or the last holder, once it is released.
         present: what the kernel has of it, as seen last.
         error: what the last operation failed with, or None.
         since: microseconds of real time at which the public state changed last.
@@ -103,7 +104,7 @@ class Runner:
         self._spawn = surroundings.spawn
         self._changed = surroundings.changed
         self._awake = surroundings.awake
-        self._held: dict[str, Target] = {}  # as each id gave it, in the order in which they came
+        self._held: dict[str, tuple[Target, int]] = {}  # as each id gave it, and whose it is
         self._timer: asyncio.TimerHandle | None = None
         self._wish: bool | None = None  # a look is due, and whether it is for a hint
         self._looking = False
@@ -132,12 +133,17 @@ class Runner:
             case _:
                 return self.error.reason if self.error else ""
 
-    def hold(self, cid: str, target: Target) -> None:
-        """Let a connection id want this, with the secrets that it gave.
+    def admits(self, target: Target, owner: int) -> bool:
+        """Say whether a user may hold this too: nobody gets what another one's secrets opened."""
+        keeper = self._keeper()
+        return keeper in {None, owner} or target.secrets == self.target.secrets
+
+    def hold(self, cid: str, target: Target, owner: int) -> None:
+        """Let a connection id of a user want this, with the secrets that it gave.
 
         What waits or has failed is tried at once where other secrets count from now on.
         """
-        self._held[cid] = target
+        self._held[cid] = target, owner
         tried, self.target = self.target, self._choose()
         self._after(self.machine.hold(cid, self._now()), self.state)
         self._retry_unless_tried(tried)
@@ -175,8 +181,15 @@ class Runner:
             self._timer.cancel()
 
     def _choose(self) -> Target:
-        held = list(self._held.values()) or [self.target]  # with the last one it is disconnected
+        keeper = self._keeper()
+        held = [target for target, owner in self._held.values() if keeper in {None, owner}]
+        held = held or [self.target]  # with the last one it is disconnected
         return next((one for one in reversed(held) if one.secrets), held[-1])
+
+    def _keeper(self) -> int | None:
+        """Say whose secrets count, if anybody has given any: root's, or those that came first."""
+        owners = [owner for target, owner in self._held.values() if target.secrets]
+        return 0 if 0 in owners else next(iter(owners), None)
 
     def _retry_unless_tried(self, tried: Target) -> None:
         if self.target.secrets != tried.secrets:

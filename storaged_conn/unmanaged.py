@@ -38,6 +38,13 @@ class View:
     foreign: Foreign | None = None
 
     @property
+    def uri(self) -> str:
+        """What is connected, in canonical form."""
+        if self.foreign:
+            return self.foreign.uri
+        return self.runner.target.uri if self.runner else ""
+
+    @property
     def present(self) -> Present | None:
         """What the kernel has."""
         if self.foreign:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from storaged_conn.bus import wire
 from storaged_conn.bus.connection import Bus
 from storaged_conn.bus.wire import Field, Message
-from storaged_conn.front.dispatch import MAX_WAITING
+from storaged_conn.front.turns import MAX_WAITING
 from storaged_conn.names import object_path
 from tests.caller import CHANGED, Caller, calling
 from tests.live import DEADLINE, Daemon, private_bus

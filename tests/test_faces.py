@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from storaged_conn.front.actions import Action
 from storaged_conn.names import SERVICE
 from tests.faces import TOP
 
@@ -80,11 +81,24 @@ def test_no_action_is_allowed_without_an_administrator() -> None:
         for action in root.iter("action")
     }
     assert sorted(map(str, actions)) == [
-        f"org.storage.connection.{name}" for name in ("control", "discover", "manage", "unmanage")
+        f"org.storage.connection.{name}"
+        for name in ("control", "discover", "manage", "unmanage", "unmanage-any")
     ]
+    assert set(actions) == set(Action)
     for answers in actions.values():
         assert answers
         assert answers <= {"auth_admin", "auth_admin_keep"}
+
+
+def test_every_text_for_people_is_in_german_and_french_too() -> None:
+    lang = "{http://www.w3.org/XML/1998/namespace}lang"
+    root = ElementTree.parse(TOP / "polkit" / "org.storage.connection.policy").getroot()
+    for action in root.iter("action"):
+        for name in ("description", "message"):
+            texts = {one.get(lang, ""): one.text or "" for one in action.iterfind(name)}
+            assert texts.keys() == {"", "de", "fr"}
+            variables = [sorted(re.findall(r"\$\(\w+\)", text)) for text in texts.values()]
+            assert variables.count(variables[0]) == 3
 
 
 # the unit

@@ -62,7 +62,7 @@ async def stage() -> AsyncIterator[Stage]:
 
 
 async def test_what_is_held_is_connected(stage: Stage) -> None:
-    stage.runner.hold("c", TARGET)
+    stage.runner.hold("c", TARGET, 0)
     assert stage.runner.state == "connecting"
     await stage.until("connected")
     assert stage.runner.reason == ""
@@ -72,7 +72,7 @@ async def test_what_is_held_is_connected(stage: Stage) -> None:
 
 async def test_a_temporary_failure_waits_with_its_reason(stage: Stage) -> None:
     stage.driver.failures.append(UnreachableError("no route to it; wait"))
-    stage.runner.hold("c", TARGET)
+    stage.runner.hold("c", TARGET, 0)
     await stage.until("waiting")
     assert stage.runner.reason == "server-unreachable"
     assert isinstance(stage.runner.error, UnreachableError)
@@ -82,7 +82,7 @@ async def test_a_temporary_failure_waits_with_its_reason(stage: Stage) -> None:
 
 async def test_the_timer_brings_the_next_attempt(stage: Stage) -> None:
     stage.driver.failures.append(UnreachableError("not yet"))
-    stage.runner.hold("c", TARGET)
+    stage.runner.hold("c", TARGET, 0)
     await stage.until("waiting")
     await stage.until("connected")
     assert stage.calls == ["connect", "connect"]
@@ -91,7 +91,7 @@ async def test_the_timer_brings_the_next_attempt(stage: Stage) -> None:
 
 async def test_a_permanent_failure_is_failed(stage: Stage) -> None:
     stage.driver.failures.append(AuthenticationError("wrong password; change it"))
-    stage.runner.hold("c", TARGET)
+    stage.runner.hold("c", TARGET, 0)
     await stage.until("failed")
     assert stage.runner.reason == "authentication"
 
@@ -101,7 +101,7 @@ async def test_a_defect_of_a_driver_ends_only_its_own_connection(
 ) -> None:
     stage.driver.failures.append(ZeroDivisionError("secret detail"))
     with caplog.at_level(logging.ERROR):
-        stage.runner.hold("c", TARGET)
+        stage.runner.hold("c", TARGET, 0)
         await stage.until("failed")
     assert stage.runner.reason == "internal-error"
     assert "secret detail" not in str(stage.runner.error)
@@ -110,7 +110,7 @@ async def test_a_defect_of_a_driver_ends_only_its_own_connection(
 
 async def test_retry_does_not_wait_for_the_timer(stage: Stage) -> None:
     stage.driver.failures.append(AuthenticationError("wrong"))
-    stage.runner.hold("c", TARGET)
+    stage.runner.hold("c", TARGET, 0)
     await stage.until("failed")
     stage.runner.retry()
     await stage.until("connected")
@@ -118,13 +118,13 @@ async def test_retry_does_not_wait_for_the_timer(stage: Stage) -> None:
 
 async def fail(stage: Stage, cid: str, target: Target) -> None:
     stage.driver.failures.append(AuthenticationError("wrong password"))
-    stage.runner.hold(cid, target)
+    stage.runner.hold(cid, target, 0)
     await stage.until("failed")
 
 
 async def test_other_secrets_are_tried_at_once_where_those_before_have_failed(stage: Stage) -> None:
     await fail(stage, "a", with_password("1"))
-    stage.runner.hold("b", with_password("2"))
+    stage.runner.hold("b", with_password("2"), 0)
     assert stage.runner.state == "connecting"
     await stage.until("connected")
     assert stage.passwords == "12"
@@ -132,9 +132,9 @@ async def test_other_secrets_are_tried_at_once_where_those_before_have_failed(st
 
 async def test_other_secrets_are_tried_at_once_where_it_waits(stage: Stage) -> None:
     stage.driver.failures.append(UnreachableError("no route"))
-    stage.runner.hold("a", with_password("1"))
+    stage.runner.hold("a", with_password("1"), 0)
     await stage.until("waiting")
-    stage.runner.hold("b", with_password("2"))
+    stage.runner.hold("b", with_password("2"), 0)
     assert stage.runner.state == "connecting"
 
 
@@ -143,7 +143,7 @@ async def test_the_same_or_no_secrets_are_no_reason_to_try_again(
     stage: Stage, target: Target
 ) -> None:
     await fail(stage, "a", with_password("1"))
-    stage.runner.hold("b", target)
+    stage.runner.hold("b", target, 0)
     assert stage.runner.state == "failed"
     stage.runner.release("b")
     assert stage.runner.state == "failed"
@@ -153,9 +153,9 @@ async def test_the_same_or_no_secrets_are_no_reason_to_try_again(
 async def test_secrets_that_come_during_an_attempt_are_tried_after_it(stage: Stage) -> None:
     stage.driver.free.clear()
     stage.driver.failures.append(AuthenticationError("wrong password"))
-    stage.runner.hold("a", with_password("1"))
+    stage.runner.hold("a", with_password("1"), 0)
     await asyncio.sleep(0)
-    stage.runner.hold("b", with_password("2"))
+    stage.runner.hold("b", with_password("2"), 0)
     stage.driver.free.set()
     await stage.until("connected")
     assert stage.passwords == "12"
@@ -165,18 +165,18 @@ async def test_secrets_that_come_while_the_host_sleeps_are_the_first_to_be_tried
     stage: Stage,
 ) -> None:
     stage.awake.clear()
-    stage.runner.hold("a", with_password("1"))
+    stage.runner.hold("a", with_password("1"), 0)
     await asyncio.sleep(0)
-    stage.runner.hold("b", with_password("2"))
+    stage.runner.hold("b", with_password("2"), 0)
     stage.awake.set()
     await stage.until("connected")
     assert stage.passwords == "2"
 
 
 async def test_other_secrets_do_not_interrupt_what_works(stage: Stage) -> None:
-    stage.runner.hold("a", with_password("1"))
+    stage.runner.hold("a", with_password("1"), 0)
     await stage.until("connected")
-    stage.runner.hold("b", with_password("2"))
+    stage.runner.hold("b", with_password("2"), 0)
     assert stage.runner.state == "connected"
     stage.driver.kernel.clear()
     stage.runner.look(hint=False)
@@ -187,7 +187,7 @@ async def test_other_secrets_do_not_interrupt_what_works(stage: Stage) -> None:
 async def test_the_secrets_of_the_last_who_gave_any_and_still_holds_count(stage: Stage) -> None:
     await fail(stage, "a", with_password("1"))
     await fail(stage, "b", with_password("2"))
-    stage.runner.hold("c", TARGET)
+    stage.runner.hold("c", TARGET, 0)
     stage.driver.failures.append(AuthenticationError("wrong password"))
     stage.runner.retry()
     await stage.until("failed")
@@ -200,9 +200,9 @@ async def test_the_secrets_of_the_last_who_gave_any_and_still_holds_count(stage:
 
 
 async def test_a_password_is_rotated_by_a_new_id(stage: Stage) -> None:
-    stage.runner.hold("old", with_password("1"))
+    stage.runner.hold("old", with_password("1"), 0)
     await stage.until("connected")
-    stage.runner.hold("new", with_password("2"))
+    stage.runner.hold("new", with_password("2"), 0)
     stage.runner.release("old")
     assert stage.runner.state == "connected"
     stage.runner.release("new")
@@ -213,7 +213,7 @@ async def test_a_password_is_rotated_by_a_new_id(stage: Stage) -> None:
 
 async def test_a_connection_that_comes_too_late_is_undone(stage: Stage) -> None:
     stage.driver.free.clear()
-    stage.runner.hold("c", TARGET)
+    stage.runner.hold("c", TARGET, 0)
     await asyncio.sleep(0)
     assert stage.calls == ["connect"]
     stage.runner.release("c")
@@ -225,7 +225,7 @@ async def test_a_connection_that_comes_too_late_is_undone(stage: Stage) -> None:
 
 
 async def test_what_is_lost_is_connected_again_at_once(stage: Stage) -> None:
-    stage.runner.hold("c", TARGET)
+    stage.runner.hold("c", TARGET, 0)
     await stage.until("connected")
     stage.driver.kernel.clear()
     stage.runner.look(hint=False)
@@ -234,7 +234,7 @@ async def test_what_is_lost_is_connected_again_at_once(stage: Stage) -> None:
 
 
 async def test_what_is_unknown_changes_nothing(stage: Stage) -> None:
-    stage.runner.hold("c", TARGET)
+    stage.runner.hold("c", TARGET, 0)
     await stage.until("connected")
     stage.driver.seen.extend([None, TimedOutError("no answer"), RuntimeError("defect")])
     for _ in range(3):
@@ -248,7 +248,7 @@ async def test_what_is_unknown_changes_nothing(stage: Stage) -> None:
 
 async def test_a_look_during_an_operation_comes_after_it(stage: Stage) -> None:
     stage.driver.free.clear()
-    stage.runner.hold("c", TARGET)
+    stage.runner.hold("c", TARGET, 0)
     stage.runner.look(hint=False)
     stage.driver.seen.append(Absent())  # what is seen once the operation has ended
     stage.driver.free.set()
@@ -258,7 +258,7 @@ async def test_a_look_during_an_operation_comes_after_it(stage: Stage) -> None:
 
 async def test_a_look_that_is_older_than_an_attempt_is_thrown_away(stage: Stage) -> None:
     stage.driver.failures.append(UnreachableError("not yet"))
-    stage.runner.hold("c", TARGET)
+    stage.runner.hold("c", TARGET, 0)
     await stage.until("waiting")
     stage.driver.free.clear()
     stage.driver.seen.append(Absent())
@@ -274,14 +274,14 @@ async def test_a_look_that_is_older_than_an_attempt_is_thrown_away(stage: Stage)
 
 async def test_a_hint_tries_at_once_what_waits(stage: Stage) -> None:
     stage.driver.failures.append(UnreachableError("not yet"))
-    stage.runner.hold("c", TARGET)
+    stage.runner.hold("c", TARGET, 0)
     await stage.until("waiting")
     stage.runner.look(hint=True)
     await stage.until("connected")
 
 
 async def test_a_silent_server_shows_and_its_return_too(stage: Stage) -> None:
-    stage.runner.hold("c", TARGET)
+    stage.runner.hold("c", TARGET, 0)
     await stage.until("connected")
     stage.driver.seen.append(Present("fake-a", ours=True, responsive=False))
     stage.runner.look(hint=False)
@@ -294,7 +294,7 @@ async def test_a_silent_server_shows_and_its_return_too(stage: Stage) -> None:
 
 async def test_what_is_found_silent_while_waiting_is_not_called_connected(stage: Stage) -> None:
     stage.driver.failures.append(UnreachableError("not yet"))
-    stage.runner.hold("c", TARGET)
+    stage.runner.hold("c", TARGET, 0)
     await stage.until("waiting")
     stage.driver.seen.append(Present("fake-a", ours=False, responsive=False))
     stage.runner.look(hint=False)
@@ -303,12 +303,12 @@ async def test_what_is_found_silent_while_waiting_is_not_called_connected(stage:
 
 async def test_a_server_that_is_silent_from_the_start_shows(stage: Stage) -> None:
     stage.driver.kernel["fake:a"] = Present("fake-a", ours=False, responsive=False)
-    stage.runner.hold("c", TARGET)
+    stage.runner.hold("c", TARGET, 0)
     await stage.until("unresponsive")
 
 
 async def test_a_busy_connection_is_given_up_later(stage: Stage) -> None:
-    stage.runner.hold("c", TARGET)
+    stage.runner.hold("c", TARGET, 0)
     await stage.until("connected")
     stage.driver.failures.append(BusyError("in use; close what uses it"))
     stage.runner.release("c")
@@ -320,7 +320,7 @@ async def test_a_busy_connection_is_given_up_later(stage: Stage) -> None:
 
 async def test_no_attempt_begins_while_the_host_sleeps(stage: Stage) -> None:
     stage.awake.clear()
-    stage.runner.hold("c", TARGET)
+    stage.runner.hold("c", TARGET, 0)
     await asyncio.sleep(0)
     assert stage.calls == []
     stage.awake.set()
@@ -329,7 +329,7 @@ async def test_no_attempt_begins_while_the_host_sleeps(stage: Stage) -> None:
 
 async def test_what_nobody_wants_after_a_sleep_is_not_attempted(stage: Stage) -> None:
     stage.awake.clear()
-    stage.runner.hold("c", TARGET)
+    stage.runner.hold("c", TARGET, 0)
     await asyncio.sleep(0)
     stage.runner.release("c")
     stage.awake.set()
@@ -342,7 +342,7 @@ async def test_attempts_that_end_alike_are_logged_once(
 ) -> None:
     stage.driver.failures.extend(UnreachableError("no route") for _ in range(3))
     with caplog.at_level(logging.INFO):
-        stage.runner.hold("line\nbreak", TARGET)
+        stage.runner.hold("line\nbreak", TARGET, 0)
         for _ in range(3):
             await stage.until("waiting")
             stage.runner.retry()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from storaged_conn.front.dispatch import MAX_WAITING
+from storaged_conn.front.turns import MAX_WAITING
 from tests.caller import Caller, serving
 
 pytestmark = pytest.mark.bus

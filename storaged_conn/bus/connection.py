@@ -150,6 +150,7 @@ class Bus:
         body: Sequence[object] = (),
         *,
         timeout: float,  # noqa: ASYNC109  # each call has one, and they differ
+        flags: int = 0,
     ) -> list[Any]:
         """Call a method and wait for its answer.
 
@@ -158,28 +159,19 @@ class Bus:
             signature: of the body.
             body: the arguments.
             timeout: seconds.
+            flags: such as ALLOW_INTERACTIVE_AUTHORIZATION.
 
         Raises:
             CallError: an error reply, or no reply in time (org.freedesktop.DBus.Error.NoReply).
             BusLostError: the bus is gone.
         """
-        destination, path, interface, member = where
-        fields: dict[int, Any] = {
-            Field.PATH: path,
-            Field.INTERFACE: interface,
-            Field.MEMBER: member,
-            Field.DESTINATION: destination,
-        }
-        message = Message(Kind.CALL, 0, 0, fields, wire.marshal(signature, body))
-        if signature:
-            message.fields[Field.SIGNATURE] = signature
-        serial = self.send(message)
+        serial = self.send(_call(where, signature, body, flags))
         future = self._pending[serial] = self._loop.create_future()
         try:
             async with asyncio.timeout(timeout):
                 reply = await future
         except TimeoutError:
-            text = f"{interface}.{member}: no reply within {timeout:g} s"
+            text = f"{where[2]}.{where[3]}: no reply within {timeout:g} s"
             raise CallError("org.freedesktop.DBus.Error.NoReply", text) from None
         finally:
             self._pending.pop(serial, None)
@@ -194,15 +186,17 @@ class Bus:
 
     def tell(self, member: str, signature: str, *body: object) -> None:
         """Call a method of the bus itself whose answer nobody needs."""
-        fields: dict[int, Any] = {
-            Field.PATH: DBUS_PATH,
-            Field.INTERFACE: DBUS,
-            Field.MEMBER: member,
-            Field.DESTINATION: DBUS,
-            Field.SIGNATURE: signature,
-        }
-        content = wire.marshal(signature, body)
-        self.send(Message(Kind.CALL, Flag.NO_REPLY_EXPECTED, 0, fields, content))
+        self.send_off((DBUS, DBUS_PATH, DBUS, member), signature, *body)
+
+    def send_off(self, where: tuple[str, str, str, str], signature: str, *body: object) -> None:
+        """Call a method whose answer nobody needs, of somebody who is there or else is not called.
+
+        Args:
+            where: destination, path, interface, member.
+            signature: of the body.
+            body: the arguments.
+        """
+        self.send(_call(where, signature, body, Flag.NO_REPLY_EXPECTED | Flag.NO_AUTO_START))
 
     def signal(self, path: str, interface: str, member: str, signature: str, body: bytes) -> None:
         """Broadcast a signal whose body is marshalled already."""
@@ -430,3 +424,18 @@ class Bus:
         elif self._reading and not wanted:
             self._loop.remove_reader(self._sock)
         self._reading = wanted
+
+
+def _call(
+    where: tuple[str, str, str, str], signature: str, body: Sequence[object], flags: int
+) -> Message:
+    destination, path, interface, member = where
+    fields: dict[int, Any] = {
+        Field.PATH: path,
+        Field.INTERFACE: interface,
+        Field.MEMBER: member,
+        Field.DESTINATION: destination,
+    }
+    if signature:
+        fields[Field.SIGNATURE] = signature
+    return Message(Kind.CALL, flags, 0, fields, wire.marshal(signature, body))

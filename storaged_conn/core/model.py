@@ -209,6 +209,15 @@ def _written(value: Value) -> Given:
             return SIGNATURES[type(value)], value
 
 
+def read_host(uri: str) -> str:
+    """Give the server that a URI names after `//`, without its port; empty where it names none."""
+    _, _, rest = uri.partition(":")
+    authority = rest[2:].partition("/")[0] if rest.startswith("//") else ""
+    if authority.startswith("["):
+        return authority[1:].partition("]")[0]
+    return authority.partition(":")[0]
+
+
 def read_options(
     given: Mapping[str, Given], known: Mapping[str, str], scheme: str
 ) -> dict[str, Value]:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from storaged_conn.bus.connection import Bus, BusLostError, CallError
-from storaged_conn.bus.wire import MalformedError, plain, variant
+from storaged_conn.bus.wire import Flag, MalformedError, plain, variant
 from storaged_conn.names import (
     CONNECTION,
     MANAGER,
@@ -183,7 +183,8 @@ class Client:
         self, path: str, interface: str, member: str, signature: str, body: Sequence[object]
     ) -> object:
         where = SERVICE, path, interface, member
-        reply = await self.bus.call(where, signature, body, timeout=TIMEOUT)
+        asking = Flag.ALLOW_INTERACTIVE_AUTHORIZATION  # a person is there to answer polkit
+        reply = await self.bus.call(where, signature, body, timeout=TIMEOUT, flags=asking)
         return plain(_first(reply))
 
 

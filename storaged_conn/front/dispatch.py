@@ -1,24 +1,27 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """From a call on the bus to a handler and back to a reply: checks, fairness, errors.
 
-Each caller has a queue of its own, and the queues are served in turn: one that floods waits only
-for itself. A call's body is not read before its member is known, the caller is authorized, and its
-signature is the declared one.
+A call's body is not read before its member is known and its signature is the declared one, and its
+handler is not called before the caller is authorized.
 """
 
 import asyncio
 import inspect
 import logging
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Final, Protocol
+from collections.abc import Awaitable, Mapping
+from dataclasses import replace
+from typing import Any, Final, Protocol
 
 from storaged_conn.bus.connection import Bus, BusLostError
-from storaged_conn.bus.wire import MAX_SENT, Field, MalformedError, Message, marshal
+from storaged_conn.bus.wire import MAX_SENT, Field, Flag, MalformedError, Message, marshal
 from storaged_conn.errors import ConnError, LimitExceededError
+from storaged_conn.front.actions import Action
 from storaged_conn.front.authorize import Authority
+from storaged_conn.front.call import ERROR, Call, Handler, ProtocolError, Reply
+from storaged_conn.front.callers import Caller, Callers
 from storaged_conn.front.contract import Interface, Method
+from storaged_conn.front.flight import Flight
+from storaged_conn.front.turns import MAX_WAITING, Turns
 from storaged_conn.runner import Spawn
 
 logger = logging.getLogger(__name__)
@@ -29,40 +32,11 @@ MAX_CALL: Final = 32 * 1024
 MAX_OPEN_CALL: Final = 4 * 1024
 """Bytes of a call's body that anybody may send: a name and a few options, read within 3 ms."""
 
-MAX_WAITING: Final = 64
-"""Calls of one caller that wait for their turn. Source: half of dbus-daemon's limit of 128 replies
-that a connection may wait for, so a caller meets our words before the bus's."""
-
-MAX_RUNNING: Final = 64
-"""Calls of one caller that are being answered."""
-
 BATCH: Final = 16
 """Calls served in one turn of the loop: at 0.3 ms each, 5 ms."""
 
-ERROR: Final = "org.freedesktop.DBus.Error."
-
-
-class ProtocolError(Exception):
-    """A call that does not fit any object; `name` is one of the bus's own errors."""
-
-    def __init__(self, name: str, text: str) -> None:
-        super().__init__(text)
-        self.name = ERROR + name
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """Who calls what: what a handler gets before the arguments."""
-
-    sender: str
-    path: str
-    uid: int | None = None
-
-
-Reply = bytes | tuple[object, ...]
-"""A handler gives the values, or the whole body as bytes."""
-
-Handler = Callable[..., Reply | Awaitable[Reply]]
+BATCH_BYTES: Final = 8 * 1024
+"""Bytes of calls after which a batch ends: read within 5 ms."""
 
 
 class Tree(Protocol):
@@ -75,23 +49,21 @@ class Tree(Protocol):
         """Give what answers a method."""
 
 
-@dataclass(slots=True)
-class _Caller:
-    waiting: deque[Message] = field(default_factory=deque)
-    running: int = 0
-
-
 class Dispatcher:
     """Takes the calls of a bus and has a tree of objects answer them."""
 
-    def __init__(self, bus: Bus, tree: Tree, authority: Authority, spawn: Spawn) -> None:
+    def __init__(
+        self, bus: Bus, tree: Tree, callers: Callers, authority: Authority, spawn: Spawn
+    ) -> None:
         """Begin to take calls."""
         self._bus = bus
         self._tree = tree
+        self._callers = callers
         self._authority = authority
         self._spawn = spawn
-        self._callers: dict[str, _Caller] = {}
-        self._turns: deque[str] = deque()
+        self._flight = Flight(bus, spawn, self._resume)
+        self._turns = Turns(self._flight.has_room)
+        self._strangers: dict[str, list[Message]] = {}
         self._serving = False
         bus.on_call = self._take
         bus.on_oversize = self._refuse_size
@@ -101,19 +73,44 @@ class Dispatcher:
 
     def _take(self, message: Message) -> None:
         sender = message.text(Field.SENDER)
-        caller = self._callers.setdefault(sender, _Caller())
-        if len(caller.waiting) >= MAX_WAITING:
-            text = f"{MAX_WAITING} calls of yours are waiting; wait for their replies"
-            self._bus.error(message, LimitExceededError(text).dbus_name, text)
-            return
-        caller.waiting.append(message)
-        if len(caller.waiting) == 1 and caller.running < MAX_RUNNING:
-            self._turns.append(sender)
+        caller = self._callers.known(sender)
+        if sender in self._strangers:
+            if len(self._strangers[sender]) < MAX_WAITING:
+                self._strangers[sender].append(message)
+            else:
+                text = f"{MAX_WAITING} calls of yours are waiting; wait for their replies"
+                self._bus.error(message, LimitExceededError(text).dbus_name, text)
+        elif caller:
+            self._line_up(caller, message)
+        else:
+            self._strangers[sender] = [message]
+            self._spawn(self._meet(sender))
+
+    async def _meet(self, sender: str) -> None:
+        """Learn who it is that calls for the first time."""
+        try:
+            caller = await self._callers.meet(sender)
+        finally:
+            messages = self._strangers.pop(sender)
+        if caller:  # else it has left
+            for message in messages:
+                self._line_up(caller, message)
+
+    def _line_up(self, caller: Caller, message: Message) -> None:
+        try:
+            self._turns.add(caller, message)
+        except LimitExceededError as error:
+            if self._flight.has_room(caller):  # who does not read needs no words either
+                self._fail(caller, message, error)
         self._serve_soon()
 
     def _refuse_size(self, message: Message) -> None:
         error = LimitExceededError(f"a call may have {MAX_CALL} bytes; send less")
         self._bus.error(message, error.dbus_name, str(error))
+
+    def _resume(self) -> None:
+        self._turns.resume()
+        self._serve_soon()
 
     def _serve_soon(self) -> None:
         if self._turns and not self._serving and not self._bus.congested:
@@ -122,78 +119,70 @@ class Dispatcher:
 
     def _serve(self) -> None:
         self._serving = False
-        for _ in range(min(BATCH, len(self._turns))):
-            if self._bus.congested:
-                return  # replies that nobody takes would fill our memory: see on_room
-            sender = self._turns.popleft()
-            caller = self._callers[sender]
-            message = caller.waiting.popleft()
-            caller.running += 1
-            if caller.waiting and caller.running < MAX_RUNNING:
-                self._turns.append(sender)
-            self._answer(message)
+        read = 0
+        for _ in range(BATCH):
+            # replies that nobody takes would fill our memory: see on_room
+            turn = None if self._bus.congested or read > BATCH_BYTES else self._turns.take()
+            if turn is None:
+                break
+            caller, message = turn
+            read += len(message.body)
+            self._answer(caller, message)
         self._serve_soon()
 
-    def _done(self, sender: str) -> None:
-        caller = self._callers[sender]
-        caller.running -= 1
-        if caller.waiting and sender not in self._turns:
-            self._turns.append(sender)
-            self._serve_soon()
-        elif not caller.running and not caller.waiting:
-            del self._callers[sender]
+    def _done(self, caller: Caller) -> None:
+        self._turns.done(caller)
+        self._serve_soon()
 
     # one call
 
-    def _answer(self, message: Message) -> None:
+    def _answer(self, caller: Caller, message: Message) -> None:
         """Answer at once what needs no waiting; start a task for the rest."""
         pending: Awaitable[Reply] | None = None
         method: Method | None = None
         try:
             method = self._find(message)
-            if self._authority.is_open(method):
-                result = self._invoke(method, message, None)
-                if isinstance(result, (bytes, tuple)):
-                    self._reply(message, method, result)
-                else:
-                    pending = result
+            result = self._begin(method, caller, message)
+            if isinstance(result, (bytes, tuple)):
+                self._reply(caller, message, method, result)
             else:
-                pending = self._authorized(method, message)
+                pending = result
         except Exception as error:  # noqa: BLE001  # becomes the reply, and is logged if a defect
-            self._fail(message, error)
+            self._fail(caller, message, error)
         if pending is None or method is None:
-            self._done(message.text(Field.SENDER))
+            self._done(caller)
         else:
-            self._spawn(self._finish(method, message, pending))
+            self._spawn(self._finish(method, caller, message, pending))
 
-    async def _finish(self, method: Method, message: Message, pending: Awaitable[Reply]) -> None:
+    async def _finish(
+        self, method: Method, caller: Caller, message: Message, pending: Awaitable[Reply]
+    ) -> None:
         try:
-            self._reply(message, method, await pending)
+            self._reply(caller, message, method, await pending)
         except asyncio.CancelledError:
             self._bus.error(message, ERROR + "NoReply", "the service is stopping; call again")
             raise
         except Exception as error:  # noqa: BLE001  # becomes the reply, and is logged if a defect
-            self._fail(message, error)
+            self._fail(caller, message, error)
         finally:
-            self._done(message.text(Field.SENDER))
+            self._done(caller)
 
-    async def _authorized(self, method: Method, message: Message) -> Reply:
-        uid = await self._authority.check(method, message.text(Field.SENDER))
-        result = self._invoke(method, message, uid)
+    def _begin(self, method: Method, caller: Caller, message: Message) -> Reply | Awaitable[Reply]:
+        needed = self._authority.action(method)
+        must_ask = self._authority.must_ask(needed, caller)
+        arguments = _arguments(method, message, MAX_CALL if needed else MAX_OPEN_CALL)
+        interactive = bool(message.flags & Flag.ALLOW_INTERACTIVE_AUTHORIZATION)
+        call = Call(caller, message.text(Field.PATH), interactive)
+        if needed is None or not must_ask:
+            return self._tree.handler(method)(call, *arguments)
+        return self._ask_first(method, needed, call, arguments)
+
+    async def _ask_first(
+        self, method: Method, needed: Action, call: Call, arguments: list[Any]
+    ) -> Reply:
+        allowed = await self._authority.check(needed, call, arguments)
+        result = self._tree.handler(method)(replace(call, action=allowed), *arguments)
         return await result if inspect.isawaitable(result) else result
-
-    def _invoke(
-        self, method: Method, message: Message, uid: int | None
-    ) -> Reply | Awaitable[Reply]:
-        signature = message.text(Field.SIGNATURE)
-        if signature != method.takes:
-            text = f"{method.name} takes ({method.takes}), not ({signature})"
-            raise ProtocolError("InvalidArgs", text)
-        if uid is None and len(message.body) > MAX_OPEN_CALL:
-            raise LimitExceededError(f"{method.name} takes {MAX_OPEN_CALL} bytes; send less")
-        call = Call(message.text(Field.SENDER), message.text(Field.PATH), uid)
-        arguments = message.arguments() if signature else []
-        return self._tree.handler(method)(call, *arguments)
 
     def _find(self, message: Message) -> Method:
         path = message.text(Field.PATH)
@@ -211,22 +200,39 @@ class Dispatcher:
 
     # one reply
 
-    def _reply(self, message: Message, method: Method, result: Reply) -> None:
+    def _reply(self, caller: Caller, message: Message, method: Method, result: Reply) -> None:
         body = result if isinstance(result, bytes) else marshal(method.gives, result)
         if len(body) > MAX_SENT:
             raise LimitExceededError(f"the reply has {len(body)} bytes; ask object by object")
+        self._count(caller, message, len(body))
         self._bus.reply(message, method.gives, body)
 
-    def _fail(self, message: Message, error: Exception) -> None:
+    def _fail(self, caller: Caller, message: Message, error: Exception) -> None:
         match error:
             case ConnError():
-                self._bus.error(message, error.dbus_name, str(error))
+                name, text = error.dbus_name, str(error)
             case ProtocolError():
-                self._bus.error(message, error.name, str(error))
+                name, text = error.name, str(error)
             case MalformedError():
-                self._bus.error(message, ERROR + "InvalidArgs", "the arguments are malformed")
+                name, text = ERROR + "InvalidArgs", "the arguments are malformed"
             case BusLostError():
-                pass  # nobody is left to tell; the daemon is ending
+                return  # nobody is left to tell; the daemon is ending
             case _:
                 logger.error("defect in %s", message.text(Field.MEMBER), exc_info=error)
-                self._bus.error(message, ERROR + "Failed", "an internal error; see the journal")
+                name, text = ERROR + "Failed", "an internal error; see the journal"
+        self._count(caller, message, len(text))
+        self._bus.error(message, name, text)
+
+    def _count(self, caller: Caller, message: Message, size: int) -> None:
+        if not message.flags & Flag.NO_REPLY_EXPECTED:
+            self._flight.sent(caller, size)
+
+
+def _arguments(method: Method, message: Message, limit: int) -> list[Any]:
+    signature = message.text(Field.SIGNATURE)
+    if signature != method.takes:
+        text = f"{method.name} takes ({method.takes}), not ({signature})"
+        raise ProtocolError("InvalidArgs", text)
+    if len(message.body) > limit:
+        raise LimitExceededError(f"{method.name} takes {limit} bytes; send less")
+    return message.arguments() if signature else []

@@ -6,8 +6,10 @@ from typing import Final
 
 from storaged_conn.bus import wire
 from storaged_conn.bus.wire import Variant
-from storaged_conn.errors import InvalidArgumentError, NotFoundError
-from storaged_conn.front.dispatch import Call, Reply
+from storaged_conn.errors import AttemptError, InvalidArgumentError, NotFoundError
+from storaged_conn.front.actions import Action
+from storaged_conn.front.call import Call, Reply
+from storaged_conn.front.callers import is_trusted
 from storaged_conn.front.lifetimes import Lifetimes
 from storaged_conn.front.objects import Objects
 from storaged_conn.front.waits import Waits
@@ -34,12 +36,11 @@ def describe(view: View) -> dict[str, object]:
 
 def _identity(view: View) -> dict[str, object]:
     record, runner = view.record, view.runner
-    uri = view.foreign.uri if view.foreign else runner.target.uri if runner else ""
     others = runner.machine.holders - {view.cid} if runner else ()
     return {
         "ConnectionId": view.cid,
-        "Uri": uri,
-        "Scheme": uri.partition(":")[0],
+        "Uri": view.uri,
+        "Scheme": view.uri.partition(":")[0],
         "Managed": record is not None,
         "SharedWith": tuple(sorted(others)),
         "Owner": record.owner if record else NOBODY,
@@ -58,11 +59,21 @@ def _condition(view: View) -> dict[str, object]:
         "StateSince": runner.since if runner else 0,
         "LastError": error.code if error else 0,
         "LastErrorName": error.dbus_name if error else "",
-        "LastErrorMessage": str(error) if error else "",
+        "LastErrorMessage": _message(view, error) if error else "",
         "NextAttempt": runner.next_attempt if runner else 0,
         "Attempts": runner.machine.attempts if runner else 0,
         "Reconnects": runner.machine.reconnects if runner else 0,
     }
+
+
+def _message(view: View, error: AttemptError) -> str:
+    """Say what happened: to everybody, so not in detail what root found for somebody else.
+
+    The words of a tool, or the path of a file, would tell any user what only root may look at.
+    """
+    if view.record and is_trusted(view.record.owner):
+        return str(error)
+    return f"{error.reason}; the journal of the host has the details"
 
 
 def _substance(view: View) -> dict[str, object]:
@@ -83,15 +94,17 @@ class ManagerFace:
         self._lifetimes = lifetimes
 
     async def Manage(self, call: Call, uri: str, cid: str, options: Options) -> Reply:
-        uid = NOBODY if call.uid is None else call.uid
-        client = Client(uid, self._lifetimes.scopes(call.sender))
+        caller = call.caller
+        scopes = self._lifetimes.scopes(caller.sender)
+        client = Client(caller.uid, scopes, trusted=caller.trusted)
         record = await self._manager.manage(uri, cid, wire.given(options), client)
         await self._lifetimes.follow(record)
         return (object_path(cid),)
 
     async def Unmanage(self, call: Call, cid: str, options: Options) -> Reply:
         _refuse_all(options)
-        await self._manager.unmanage(cid)
+        own = call.action is Action.UNMANAGE
+        await self._manager.unmanage(cid, call.caller.uid if own else None)
         return ()
 
     def List(self, call: Call) -> Reply:
@@ -128,7 +141,7 @@ class ConnectionFace:
         if state not in STATES:
             raise InvalidArgumentError(f"state {state!r} is none of {', '.join(STATES)}")
         seconds = min(timeout_usec / 1e6 or LONGEST_WAIT, LONGEST_WAIT)
-        await self._waits.wait(connection_id(call.path) or "", state, seconds, call.sender)
+        await self._waits.wait(connection_id(call.path) or "", state, seconds, call.caller.sender)
         return (state,)
 
 

@@ -7,8 +7,8 @@ from typing import Final
 
 from storaged_conn.bus import wire
 from storaged_conn.bus.wire import Variant
+from storaged_conn.front.call import Call, Handler, ProtocolError, Reply
 from storaged_conn.front.contract import Interface, Method, introspection
-from storaged_conn.front.dispatch import Call, Handler, ProtocolError, Reply
 from storaged_conn.front.faces import ConnectionFace, ManagerFace
 from storaged_conn.front.objects import Objects
 from storaged_conn.names import (

@@ -40,16 +40,9 @@ class Waits:
         if self._state(cid) == state:
             return
         event = asyncio.Event()
-        task = asyncio.current_task()
-
-        def leave(_: str) -> None:
-            if task:
-                task.cancel()  # nobody is left to hear the answer
-
         self._waiting.setdefault(cid, set()).add(event)
         try:
-            async with asyncio.timeout(seconds):
-                await self._callers.watch(sender, leave)
+            async with asyncio.timeout(seconds), self._callers.present(sender):
                 while self._state(cid) != state:
                     event.clear()
                     await event.wait()
@@ -58,7 +51,6 @@ class Waits:
             text = f"not {state} within {seconds:g} s but {now}; it is still being worked on"
             raise TimedOutError(text) from None
         finally:
-            self._callers.unwatch(sender, leave)
             self._waiting[cid].discard(event)
             if not self._waiting[cid]:
                 del self._waiting[cid]

@@ -9,13 +9,16 @@ from typing import Final
 
 import pytest
 
-from storaged_conn.bus.connection import QUEUE_HIGH, Bus
+from storaged_conn.bus.connection import QUEUE_HIGH, Bus, CallError
 from storaged_conn.bus.wire import Field, Kind, Message, marshal
 from storaged_conn.front import authorize
-from storaged_conn.front.authorize import Access, Authority
-from storaged_conn.front.callers import Callers
+from storaged_conn.front.actions import Action
+from storaged_conn.front.authorize import Authority
+from storaged_conn.front.call import Call, Handler, Reply
+from storaged_conn.front.callers import Caller, Callers
 from storaged_conn.front.contract import Interface, Method
-from storaged_conn.front.dispatch import Call, Dispatcher, Handler, Reply
+from storaged_conn.front.dispatch import Dispatcher
+from storaged_conn.front.polkit import Polkit, Verdict
 from tests.live import DEADLINE
 
 FACE: Final = "test.Face"
@@ -30,16 +33,17 @@ METHODS: Final = (
     Method(OTHER, "Elsewhere", "", "s"),
 )
 
-ACCESS: Final = {
-    (FACE, "Read"): Access.READ,
-    (FACE, "Wait"): Access.READ,
-    (FACE, "Write"): Access.WRITE,
-    (OTHER, "Elsewhere"): Access.READ,
+ACTIONS: Final = {
+    (FACE, "Read"): None,
+    (FACE, "Wait"): None,
+    (FACE, "Write"): Action.CONTROL,
+    (OTHER, "Elsewhere"): None,
 }
 
 ROOT: Final = ":1.1"
-USER: Final = ":1.2"
-GONE: Final = ":1.3"
+USER: Final = ":2.2"
+GONE: Final = ":2.3"
+NOBODY: Final = 65534
 
 serials = count(1)
 
@@ -53,6 +57,9 @@ class FakeBus(Bus):
         self.on_room = lambda: None
         self._queued = 0
         self._listeners = []
+
+    async def call(self, *_: object, **__: object) -> list[object]:
+        raise CallError("org.freedesktop.DBus.Error.UnknownMethod", "no statistics")
 
     def send(self, message: Message) -> int:
         self.sent.append(message)
@@ -83,14 +90,38 @@ class FakeBus(Bus):
 
 
 class FakeCallers(Callers):
-    """Knows uids without asking."""
+    """Knows everybody to be root but a user, and those whom it is yet to meet."""
 
-    def __init__(self, uids: Mapping[str, int]) -> None:
-        self.uids = uids
+    def __init__(self) -> None:
+        self.strangers = {GONE}
 
-    async def uid(self, sender: str) -> int | None:
+    def known(self, sender: str) -> Caller | None:
+        uid = NOBODY if sender == USER else 0
+        return None if sender in self.strangers else Caller(sender, uid)
+
+    async def meet(self, sender: str) -> Caller | None:
         await asyncio.sleep(0)
-        return self.uids.get(sender)
+        if sender != GONE:
+            self.strangers.remove(sender)
+        return self.known(sender)
+
+
+class FakePolkit(Polkit):
+    """Says what it is told to say."""
+
+    def __init__(self) -> None:
+        self.verdict = Verdict.NO
+        self.asked: list[tuple[Caller, Action, dict[str, str], bool]] = []
+
+    def make_room(self, uid: int) -> None:
+        pass
+
+    async def check(
+        self, caller: Caller, action: Action, details: Mapping[str, str], *, interactive: bool
+    ) -> Verdict:
+        self.asked.append((caller, action, dict(details), interactive))
+        await asyncio.sleep(0)
+        return self.verdict
 
 
 class FakeTree:
@@ -140,9 +171,11 @@ class Stage:
             "Elsewhere": lambda call: ("elsewhere",),
         }
         self.bus = FakeBus()
-        authority = Authority(FakeCallers({ROOT: 0, USER: 65534}))
-        spawn = tasks.create_task
-        self.dispatcher = Dispatcher(self.bus, FakeTree(self.handlers), authority, spawn)
+        self.callers = FakeCallers()
+        self.polkit = FakePolkit()
+        authority = Authority(self.polkit, lambda cid: None)
+        tree = FakeTree(self.handlers)
+        self.dispatcher = Dispatcher(self.bus, tree, self.callers, authority, tasks.create_task)
 
     def echo(self, call: Call, text: str) -> Reply:
         self._note(call, text)
@@ -177,7 +210,7 @@ class Stage:
 @asynccontextmanager
 async def staged() -> AsyncIterator[Stage]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(authorize, "ACCESS", ACCESS)
+        patch.setattr(authorize, "ACTIONS", ACTIONS)
         async with asyncio.TaskGroup() as tasks:
             stage = Stage(tasks)
             yield stage

@@ -14,8 +14,9 @@ import pytest
 
 from storaged_conn import errors
 from storaged_conn.front.contract import EMITS, Interface, load
-from storaged_conn.front.dispatch import MAX_CALL, MAX_WAITING
+from storaged_conn.front.dispatch import MAX_CALL
 from storaged_conn.front.objects import PAUSE
+from storaged_conn.front.turns import MAX_WAITING
 from storaged_conn.names import (
     CONNECTION,
     INTROSPECTABLE,

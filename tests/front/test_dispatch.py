@@ -9,15 +9,14 @@ from storaged_conn import errors
 from storaged_conn.bus.wire import Field, Flag, Kind, Message
 from storaged_conn.errors import ConnError, NotFoundError
 from storaged_conn.front import dispatch
-from storaged_conn.front.authorize import ACCESS
+from storaged_conn.front.actions import ACTIONS, Action
+from storaged_conn.front.call import Call, Reply
+from storaged_conn.front.callers import Caller
 from storaged_conn.front.contract import load
-from storaged_conn.front.dispatch import (
-    MAX_CALL,
-    MAX_OPEN_CALL,
-    Call,
-    Reply,
-)
-from tests.front.stage import GONE, PATH, ROOT, USER, Stage, a_call, staged
+from storaged_conn.front.dispatch import MAX_CALL, MAX_OPEN_CALL
+from storaged_conn.front.polkit import Verdict
+from storaged_conn.front.turns import MAX_WAITING
+from tests.front.stage import GONE, NOBODY, PATH, ROOT, USER, Stage, a_call, staged
 
 BUS_ERROR = "org.freedesktop.DBus.Error."
 OUR_ERROR = errors.ERROR_PREFIX
@@ -28,11 +27,11 @@ def changed(message: Message, name: Field, value: str) -> Message:
     return message
 
 
-def test_every_declared_method_has_its_access_and_no_other() -> None:
+def test_every_declared_method_has_its_action_and_no_other() -> None:
     declared = {
         (interface.name, method) for interface in load().values() for method in interface.methods
     }
-    assert ACCESS.keys() == declared
+    assert ACTIONS.keys() == declared
 
 
 # answers
@@ -45,7 +44,7 @@ async def test_a_call_is_answered_with_what_its_handler_gives(member: str) -> No
         assert (reply.kind, reply.arguments()) == (Kind.RETURN, ["text"])
         assert reply.text(Field.DESTINATION) == ROOT
         ((call, _),) = stage.calls
-        assert call == Call(ROOT, PATH, None if member == "Read" else 0)
+        assert call == Call(Caller(ROOT, 0), PATH)
 
 
 @pytest.mark.parametrize(
@@ -98,21 +97,64 @@ async def test_a_call_may_leave_its_interface_out(interface: str, member: str) -
 # who may
 
 
-@pytest.mark.parametrize("sender", [USER, GONE])
-async def test_who_may_not_write_is_refused_before_anything_is_read(sender: str) -> None:
+REFUSALS = {
+    Verdict.NO: (OUR_ERROR + "NotAuthorized", "does not allow you .*control; call this as root"),
+    Verdict.CHALLENGE: (BUS_ERROR + "InteractiveAuthorizationRequired", "forbids to ask for it"),
+    Verdict.DISMISSED: (OUR_ERROR + "NotAuthorized", "dismissed; call this as root"),
+    Verdict.SILENCE: (OUR_ERROR + "NotAuthorized", "does not say whether .*; call this as root"),
+}
+
+
+@pytest.mark.parametrize("verdict", REFUSALS)
+async def test_what_polkit_does_not_allow_is_not_done(verdict: Verdict) -> None:
     async with staged() as stage:
-        message = a_call("Write", "text", sender)
-        message.body = b"\xff" * 9
-        await refused(stage, message, OUR_ERROR + "NotAuthorized", "Write is for root; call it as")
-        changed(message, Field.SIGNATURE, "u")
-        await refused(stage, message, OUR_ERROR + "NotAuthorized", "Write is for root; call it as")
-        assert (await stage.ask(a_call("Read", "text", sender))).arguments() == ["text"]
+        stage.polkit.verdict = verdict
+        await refused(stage, a_call("Write", "text", USER), *REFUSALS[verdict])
+        assert stage.calls == []
+        assert (await stage.ask(a_call("Read", "text", USER))).arguments() == ["text"]
+        assert len(stage.polkit.asked) == 1
+
+
+async def test_who_lets_itself_be_asked_and_is_not_is_told_so() -> None:
+    async with staged() as stage:
+        stage.polkit.verdict = Verdict.CHALLENGE
+        message = a_call("Write", "", USER, Flag.ALLOW_INTERACTIVE_AUTHORIZATION)
+        await refused(stage, message, OUR_ERROR + "NotAuthorized", "nothing can ask for it")
+        assert stage.polkit.asked[0][3]
+
+
+async def test_what_polkit_allows_is_done() -> None:
+    async with staged() as stage:
+        stage.polkit.verdict = Verdict.YES
+        assert (await stage.ask(a_call("Write", "text", USER))).arguments() == ["text"]
+        ((call, _),) = stage.calls
+        assert call == Call(Caller(USER, NOBODY), PATH, action=Action.CONTROL)
+
+
+async def test_the_calls_of_a_stranger_wait_until_it_is_known_and_stay_in_order() -> None:
+    async with staged() as stage:
+        stage.callers.strangers.add(USER)
+        messages = [a_call("Read", str(number), USER) for number in range(MAX_WAITING + 1)]
+        for message in messages:
+            stage.bus.on_call(message)
+        late = await stage.bus.answer(messages[-1])
+        assert late.text(Field.ERROR_NAME) == OUR_ERROR + "LimitExceeded"
+        await stage.bus.answer(messages[-2])
+        assert [text for _, text in stage.calls] == list(map(str, range(MAX_WAITING)))
+
+
+async def test_who_has_left_before_it_was_known_is_not_answered() -> None:
+    async with staged() as stage:
+        stage.bus.on_call(a_call("Write", "text", GONE))
+        assert (await stage.ask(a_call("Write", "text"))).arguments() == ["text"]
+        assert len(stage.bus.sent) == len(stage.calls) == 1
+        assert not stage.dispatcher._strangers
 
 
 @pytest.mark.parametrize("sender", [ROOT, USER])
-async def test_a_method_without_declared_access_is_for_nobody(sender: str) -> None:
+async def test_a_method_without_declared_action_is_for_nobody(sender: str) -> None:
     async with staged() as stage:
-        text = "Hidden has no declared access; nobody may call it"
+        text = "Hidden has no declared action; nobody may call it"
         message = a_call("Hidden", sender=sender)
         await refused(stage, message, OUR_ERROR + "NotAuthorized", text)
 

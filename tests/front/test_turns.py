@@ -3,16 +3,15 @@
 
 import asyncio
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from storaged_conn import errors
 from storaged_conn.bus.wire import Field, Kind
-from storaged_conn.front.dispatch import (
-    BATCH,
-    MAX_RUNNING,
-    MAX_WAITING,
-)
+from storaged_conn.front.callers import Caller
+from storaged_conn.front.dispatch import BATCH
+from storaged_conn.front.turns import MAX_IN_ALL, MAX_OF_USER, MAX_RUNNING, MAX_WAITING, Turns
 from tests.front.stage import USER, Stage, a_call, staged
 
 BUS_ERROR = "org.freedesktop.DBus.Error."
@@ -23,17 +22,17 @@ OUR_ERROR = errors.ERROR_PREFIX
 
 
 def order(stage: Stage) -> list[str]:
-    return [call.sender for call, _ in stage.calls]
+    return [call.caller.sender for call, _ in stage.calls]
 
 
-async def test_callers_are_served_in_turn() -> None:
+async def test_users_are_served_in_turn_and_the_callers_of_one_too() -> None:
     async with staged() as stage:
         for _ in range(50):
             stage.bus.on_call(a_call("Read", "", ":1.100"))
-        for number in (1, 2, 1):
-            stage.bus.on_call(a_call("Read", "", f":1.{number}"))
+        for sender in (":1.1", USER, USER):
+            stage.bus.on_call(a_call("Read", "", sender))
         await stage.until_called(53)
-        assert order(stage)[:6] == [":1.100", ":1.1", ":1.2", ":1.100", ":1.1", ":1.100"]
+        assert order(stage)[:6] == [":1.100", USER, ":1.1", USER, ":1.100", ":1.100"]
 
 
 async def test_one_turn_of_the_loop_serves_one_batch() -> None:
@@ -97,8 +96,9 @@ async def test_who_has_left_off_calling_is_forgotten() -> None:
             stage.bus.on_call(a_call(member, text, f":1.{number}"))
         await stage.bus.until(lambda: len(stage.bus.sent) == 10_000)
         await asyncio.sleep(0)
-        assert not stage.dispatcher._callers
+        assert not stage.dispatcher._turns._queues
         assert not stage.dispatcher._turns
+        assert not stage.dispatcher._turns._pending
 
 
 STEPS = st.lists(
@@ -123,6 +123,52 @@ def test_every_call_is_answered_once(steps: list[tuple[str, int]], pauses: int) 
             for _ in range(3):
                 await asyncio.sleep(0)
             assert sorted(stage.bus.answers()) == sorted(one.serial for one in messages)
-            assert not stage.dispatcher._callers
+            assert not stage.dispatcher._turns._queues
 
     asyncio.run(play())
+
+
+# limits
+
+
+ALICE = Caller(":1.50", 1000)
+
+
+def turns() -> Turns:
+    return Turns(lambda caller: True)
+
+
+def test_one_user_has_only_so_many_calls_and_root_as_many_as_its_callers() -> None:
+    waiting = turns()
+    for number in range(MAX_OF_USER):
+        waiting.add(Caller(f":1.{number % 10}", 1000), a_call("Read"))
+    with pytest.raises(errors.LimitExceededError, match=f"{MAX_OF_USER} calls of your user"):
+        waiting.add(ALICE, a_call("Read"))
+    waiting.add(Caller(":1.50", 1001), a_call("Read"))
+    for number in range(2 * MAX_OF_USER):
+        waiting.add(Caller(f":1.{number % 10}", 0), a_call("Read"))
+
+
+def test_all_users_have_only_so_many_calls_and_root_its_own() -> None:
+    waiting = turns()
+    for number in range(MAX_IN_ALL):
+        waiting.add(Caller(f":1.{number}", number + 1), a_call("Read"))
+    with pytest.raises(errors.LimitExceededError):
+        waiting.add(Caller(":1.50", 5000), a_call("Read"))
+    waiting.add(Caller(":1.50", 0), a_call("Read"))
+
+
+def test_who_may_not_have_a_reply_waits_until_it_may() -> None:
+    deaf: set[Caller] = {ALICE}
+    waiting = Turns(lambda caller: caller not in deaf)
+    first, second = a_call("Read"), a_call("Read")
+    waiting.add(ALICE, first)
+    waiting.add(ALICE, second)
+    assert waiting.take() is None
+    assert not waiting
+    waiting.resume()
+    assert waiting.take() is None
+    deaf.clear()
+    waiting.resume()
+    assert waiting.take() == (ALICE, first)
+    assert waiting.take() == (ALICE, second)

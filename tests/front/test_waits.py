@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from storaged_conn.core.model import Lifetime
-from storaged_conn.front.callers import Callers
-from storaged_conn.front.dispatch import Call
+from storaged_conn.front.call import Call
+from storaged_conn.front.callers import Caller, Callers
 from storaged_conn.front.faces import LONGEST_WAIT, ConnectionFace
 from storaged_conn.front.waits import Waits
 from storaged_conn.manager import Client, Manager
@@ -115,7 +115,7 @@ async def test_an_hour_is_the_longest_wait_and_what_zero_means() -> None:
     waits = Listening()
     async with asyncio.TaskGroup() as tasks:
         face = ConnectionFace(Manager([], [], FakeStore(), tasks.create_task), waits)
-        call = Call(":1.1", object_path("a"))
+        call = Call(Caller(":1.1", 0), object_path("a"))
         for usec in (0, 1, 5_000_000, 3_600_000_000, 3_600_000_001, 2**64 - 1):
             await face.WaitFor(call, "failed", usec, {})
     assert waits.seconds == [3600, 1e-6, 5, 3600, 3600, 3600]
