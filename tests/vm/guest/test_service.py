@@ -10,7 +10,8 @@ from typing import Final
 
 import pytest
 
-from storaged_conn.names import MANAGER, ROOT, SERVICE
+from storaged_conn.front.actions import Action
+from storaged_conn.names import CONNECTION, MANAGER, ROOT, SERVICE, object_path
 from tests.caller import Caller, refused
 from tests.mounts import make_image
 from tests.shell import Shell
@@ -23,6 +24,14 @@ STOPS: Final = 2.0
 
 WATCHDOG: Final = 5
 """Seconds, in place of the unit's 30: nobody waits so long, and the guest is slow."""
+
+RULE: Final = """
+polkit.addRule(function(action, subject) {
+    if (action.id == "org.storage.connection.control" && subject.user == "nobody"
+        && action.lookup("connection_id") == "allowed" && action.lookup("scheme") == "file")
+        return polkit.Result.YES;
+});
+"""
 
 BUSCTL: Final = ("busctl", "call", SERVICE, ROOT, MANAGER)
 
@@ -43,6 +52,18 @@ def watchdog() -> Iterator[None]:
     yield
     place.unlink()
     tool("systemctl", "daemon-reload")
+
+
+@pytest.fixture
+def rule() -> Iterator[None]:
+    """Have polkit let nobody reconnect one connection. Source: polkit(8)."""
+    place = Path("/etc/polkit-1/rules.d/10-test.rules")
+    place.write_text(RULE)
+    place.chmod(0o644)
+    tool("systemctl", "restart", "polkit")
+    yield
+    place.unlink()
+    tool("systemctl", "restart", "polkit")
 
 
 def host_mounts(source: Path) -> list[str]:
@@ -81,12 +102,27 @@ async def test_nobody_reads_and_is_refused_to_write(
         ("Validate", "sa{sv}", "file:///srv", "0"),
     ):
         said = await shell.run(*NOBODY, *BUSCTL, *method, status=1)
-        assert "root" in said, said
+        assert "needs an administrator's password, and nothing can ask for it" in said, said
+        silent = ("busctl", "--allow-interactive-authorization=no", *BUSCTL[1:])
+        said = await shell.run(*NOBODY, *silent, *method, status=1)
+        assert "this call forbids to ask for it" in said.replace("\n", " "), said
     assert set(await caller.managed()) == {"mine"}
 
 
+async def test_a_rule_of_polkit_decides_about_one_connection(
+    caller: Caller, shell: Shell, rule: None, tmp_path: Path
+) -> None:
+    for cid in ("mine", "allowed"):
+        await caller.manage(f"file://{tmp_path}", cid)
+    command = (*NOBODY, "busctl", "call", SERVICE)
+    reconnect = (CONNECTION, "Reconnect", "a{sv}", "0")
+    await shell.run(*command, object_path("allowed"), *reconnect)
+    said = await shell.run(*command, object_path("mine"), *reconnect, status=1)
+    assert "root" in said
+
+
 def test_polkit_knows_the_actions() -> None:
-    assert "org.storage.connection.manage" in tool("pkaction").split()
+    assert set(Action) <= set(tool("pkaction").split())
 
 
 def test_a_call_starts_the_service() -> None:
