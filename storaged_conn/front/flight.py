@@ -10,9 +10,10 @@ that it was read. dbus-broker counts it against the one who does not read, and i
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
-from storaged_conn.bus.connection import Bus, BusLostError, CallError
+from storaged_conn.bus.connection import Bus, CallError
 from storaged_conn.front.callers import Caller
 from storaged_conn.names import DBUS, DBUS_PATH
 from storaged_conn.runner import Spawn
@@ -48,24 +49,35 @@ class Flight:
         self._spawn = spawn
         self._unread: dict[Caller, int] = {}
         self._of_users: Counter[int] = Counter()
+        self._refused: set[Caller] = set()
+        self._news = asyncio.Event()
         self._measuring = False
-        self._pause = AGAIN
+        self._knows = True  # the bus can say what it keeps, as far as we know
 
     def sent(self, caller: Caller, size: int) -> None:
         """Count a reply whose body has so many bytes."""
+        if not self._knows:
+            return
         self._count(caller, size + OVERHEAD)
         if len(self._unread) > MAX_CALLERS:
             self._measure_soon()
 
     def has_room(self, caller: Caller) -> bool:
         """Say whether a caller may have another reply; if not, `room` will be called."""
-        others = sum(size for uid, size in self._of_users.items() if uid)
-        room = self._unread.get(caller, 0) < MAX_OF_CALLER and (
-            caller.trusted or (self._of_users[caller.uid] < MAX_OF_USER and others < MAX_IN_ALL)
-        )
-        if not room:
+        if self._is_free(caller):
+            return True
+        if caller not in self._refused:
+            self._refused.add(caller)
             self._measure_soon()
-        return room
+        return False
+
+    def _is_free(self, caller: Caller) -> bool:
+        if not self._knows:
+            return True
+        if self._unread.get(caller, 0) >= MAX_OF_CALLER:
+            return False
+        others = sum(size for uid, size in self._of_users.items() if uid)
+        return caller.trusted or (self._of_users[caller.uid] < MAX_OF_USER and others < MAX_IN_ALL)
 
     def _count(self, caller: Caller, size: int) -> None:
         left = self._unread.pop(caller, 0) + size
@@ -76,32 +88,46 @@ class Flight:
             del self._of_users[caller.uid]
 
     def _measure_soon(self) -> None:
+        self._news.set()
         if not self._measuring:
             self._measuring = True
             self._spawn(self._measure())
 
     async def _measure(self) -> None:
-        before = sum(self._unread.values())
-        for caller, size in tuple(self._unread.items()):
-            kept = await self._kept(caller.sender)
-            self._count(caller, min(size, kept) - size)  # what was sent meanwhile stays counted
-        read = sum(self._unread.values()) < before
-        self._pause = AGAIN if read else min(2 * self._pause, LONGEST)
-        asyncio.get_running_loop().call_later(0 if read else self._pause, self._measured)
-
-    def _measured(self) -> None:
+        """Have the bus say what it keeps, again and again while somebody gets nothing for it."""
+        pause = AGAIN
+        while True:
+            self._news.clear()
+            await self._ask()
+            free = {caller for caller in self._refused if self._is_free(caller)}
+            self._refused -= free
+            if free:
+                self._room()
+            if not self._refused:
+                break
+            pause = AGAIN if free else min(2 * pause, LONGEST)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._news.wait()
         self._measuring = False
-        self._room()
 
-    async def _kept(self, sender: str) -> int:
-        """Ask how many bytes the bus keeps for a caller.
+    async def _ask(self) -> None:
+        for caller, size in tuple(self._unread.items()):
+            kept = await self._kept(caller.sender, size)
+            self._count(caller, min(size, kept) - size)  # what was sent meanwhile stays counted
 
-        Source: dbus, bus/stats.c, GetConnectionStats; others have no such method or member.
+    async def _kept(self, sender: str, size: int) -> int:
+        """Ask how many bytes the bus keeps for a caller; `size` where it does not say in time.
+
+        Source: dbus, bus/stats.c, GetConnectionStats; dbus-broker has no such method.
         """
         where = (DBUS, DBUS_PATH, f"{DBUS}.Debug.Stats", "GetConnectionStats")
         try:
             (stats,) = await self._bus.call(where, "s", (sender,), timeout=LONGEST)
-        except (CallError, BusLostError):
-            return 0  # it has left, or this bus does not say
+        except CallError as error:
+            if error.name.endswith(".NoReply"):
+                return size
+            self._knows = error.name.endswith(".NameHasNoOwner")  # else nobody can be held
+            return 0
         kept = stats.get("OutgoingBytes") if isinstance(stats, dict) else None
         return kept.value if kept else 0

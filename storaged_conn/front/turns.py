@@ -18,6 +18,10 @@ MAX_WAITING: Final = 64
 """Calls of one caller that wait for their turn. Source: half of dbus-daemon's limit of 128 replies
 that a connection may wait for, so a caller meets our words before the bus's."""
 
+MAX_HELD: Final = 128
+"""Calls of one caller that wait while it does not read. The bus lets no more wait for replies, so
+nothing is said to it meanwhile that it would not read either."""
+
 MAX_RUNNING: Final = 64
 """Calls of one caller that are being answered."""
 
@@ -98,7 +102,8 @@ class Turns:
 
     def _check_room(self, caller: Caller) -> None:
         queue = self._queues.get(caller)
-        if queue and len(queue.waiting) >= MAX_WAITING:
+        limit = MAX_WAITING if self._may_have(caller) else MAX_HELD
+        if queue and len(queue.waiting) >= limit:
             text = f"{MAX_WAITING} calls of yours are waiting; wait for their replies"
             raise LimitExceededError(text)
         if caller.trusted:
