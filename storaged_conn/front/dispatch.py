@@ -100,7 +100,7 @@ class Dispatcher:
         try:
             self._turns.add(caller, message)
         except LimitExceededError as error:
-            if self._flight.has_room(caller):  # who does not read needs no words either
+            if self._flight.may_hear(caller):
                 self._fail(caller, message, error)
         self._serve_soon()
 

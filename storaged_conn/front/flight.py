@@ -71,13 +71,18 @@ class Flight:
             self._measure_soon()
         return False
 
+    def may_hear(self, caller: Caller) -> bool:
+        """Say whether a caller may have an error at least; it is small, but so many may be left."""
+        return self._shares(caller, 2)
+
     def _is_free(self, caller: Caller) -> bool:
-        if not self._knows:
-            return True
-        if self._unread.get(caller, 0) >= MAX_OF_CALLER:
-            return False
-        others = sum(size for uid, size in self._of_users.items() if uid)
-        return caller.trusted or (self._of_users[caller.uid] < MAX_OF_USER and others < MAX_IN_ALL)
+        return self._unread.get(caller, 0) < MAX_OF_CALLER and self._shares(caller, 1)
+
+    def _shares(self, caller: Caller, times: int) -> bool:
+        own = self._of_users[caller.uid]
+        all_of_them = sum(size for uid, size in self._of_users.items() if uid)
+        fits = own < times * MAX_OF_USER and all_of_them < MAX_IN_ALL + (times - 1) * MAX_OF_USER
+        return caller.trusted or fits
 
     def _count(self, caller: Caller, size: int) -> None:
         left = self._unread.pop(caller, 0) + size

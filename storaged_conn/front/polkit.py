@@ -65,6 +65,7 @@ class Polkit:
         self._callers = callers
         self._checks: Counter[int] = Counter()
         self._prompts: set[int] = set()
+        self._silent = False
         self._serials = count(1)
 
     def make_room(self, uid: int) -> None:
@@ -123,7 +124,9 @@ class Polkit:
         try:
             reply = await self._bus.call(where, "(sa{sv})sa{ss}us", body, timeout=patience)
         except CallError as error:
-            logger.warning("polkit does not say whether %s may %s: %s", caller, action, error)
+            if not self._silent:  # once: anybody could fill the journal
+                logger.warning("polkit does not answer, so only root is let through: %s", error)
+            self._silent = True
             self._cancel(question)
             return Verdict.SILENCE
         except asyncio.CancelledError:
@@ -131,6 +134,7 @@ class Polkit:
             raise
         except wire.MalformedError:
             return Verdict.SILENCE
+        self._silent = False
         return _read(reply)
 
     def _cancel(self, question: str) -> None:

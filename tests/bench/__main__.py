@@ -9,9 +9,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from tests.bench import latency, network, scale, storms, umount
+from tests.bench import fairness, latency, network, scale, storms, umount
 
 BENCHMARKS: Final[Mapping[str, Callable[[], Awaitable[None]]]] = {
+    "fairness": fairness.main,
     "latency": latency.main,
     "network": network.main,
     "scale": scale.main,

@@ -114,6 +114,10 @@ async def test_the_callers_of_one_user_share_what_it_may_leave_unread(stage: Sta
     assert not stage.flight.has_room(ALICE)
     assert stage.flight.has_room(BOB)
     assert stage.flight.has_room(ROOT)
+    assert stage.flight.may_hear(ALICE)
+    stage.sends(ALICE, MAX_OF_USER)
+    assert not stage.flight.may_hear(ALICE)
+    assert stage.flight.may_hear(BOB)
     stage.bus.kept = {}
     await stage.room_for(ALICE)
 

@@ -78,8 +78,16 @@ async def test_what_polkit_says(
     )
 
 
-async def test_without_polkit_there_is_no_answer(stage: Stage) -> None:
+async def test_without_polkit_there_is_no_answer_and_one_line_in_the_log(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        assert await stage.check() is Verdict.SILENCE
+    assert caplog.text.count("polkit does not answer") == 1
+    async with authority(stage.address):
+        assert await stage.check() is Verdict.NO
     assert await stage.check() is Verdict.SILENCE
+    assert caplog.text.count("polkit does not answer") == 2
 
 
 @pytest.mark.parametrize("interactive", [False, True])
