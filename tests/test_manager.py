@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -12,12 +13,14 @@ from storaged_conn.errors import (
     BusyError,
     ConnError,
     InvalidArgumentError,
+    LimitExceededError,
+    NotAuthorizedError,
     NotFoundError,
     NotSupportedError,
     StoreError,
     UnreachableError,
 )
-from storaged_conn.manager import Client, Manager
+from storaged_conn.manager import MAX_OF_USER, Client, Manager
 from storaged_conn.sources.base import Look, Source
 from storaged_conn.unmanaged import View
 from tests.fakes import FakeDriver, FakeStore, News
@@ -328,3 +331,39 @@ async def test_validate_says_what_would_stop_it_and_manages_nothing(stage: Stage
 async def test_discover_is_not_supported_where_there_is_nothing_to_discover(stage: Stage) -> None:
     with pytest.raises(NotSupportedError):
         await stage.manager.discover("fake:a", {})
+
+
+# whose it is
+
+
+async def test_one_user_has_only_so_many_ids_and_who_is_trusted_as_many_as_there_are(
+    stage: Stage,
+) -> None:
+    for number in range(MAX_OF_USER):
+        await stage.manage("fake:a", f"c{number}")
+    with pytest.raises(LimitExceededError, match=f"you manage {MAX_OF_USER} connections already"):
+        await stage.manage("fake:a", "more")
+    await stage.manager.manage("fake:a", "other", {}, replace(CLIENT, uid=1001))
+    await stage.manager.manage("fake:a", "more", {}, replace(CLIENT, trusted=True))
+
+
+async def test_an_id_that_has_changed_hands_is_not_ended_for_its_former_owner(
+    stage: Stage,
+) -> None:
+    await stage.manage("fake:a", "a")
+    with pytest.raises(NotAuthorizedError, match="'a' is another user's"):
+        await stage.manager.unmanage("a", 1001)
+    await stage.manager.unmanage("a", CLIENT.uid)
+
+
+async def test_the_secrets_of_one_user_open_nothing_for_another(stage: Stage) -> None:
+    other, root = replace(CLIENT, uid=1001), replace(CLIENT, uid=0, trusted=True)
+    given: dict[str, Given] = {"password": ("ay", b"secret")}
+    await stage.manager.manage("fake:a", "a", given, CLIENT)
+    bad: list[dict[str, Given]] = [{}, {"password": ("ay", b"guess")}]
+    for wrong in bad:
+        with pytest.raises(NotAuthorizedError, match="secrets of another user"):
+            await stage.manager.manage("fake:a", "b", wrong, other)
+    assert set(stage.store.records) == {"a"}
+    await stage.manager.manage("fake:a", "b", given, other)
+    await stage.manager.manage("fake:a", "c", {}, root)

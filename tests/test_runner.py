@@ -351,3 +351,35 @@ async def test_attempts_that_end_alike_are_logged_once(
         r"fake:a, held by 'line\nbreak': waiting (server-unreachable: no route)",
         r"fake:a, held by 'line\nbreak': connected",
     ]
+
+
+# whose secrets count
+
+
+async def test_the_secrets_of_one_user_count_and_root_comes_first(stage: Stage) -> None:
+    runner = stage.runner
+    runner.hold("first", with_password("1"), 1000)
+    runner.hold("other", with_password("2"), 1001)
+    assert runner.target.secrets == with_password("1").secrets
+    runner.hold("again", with_password("3"), 1000)
+    assert runner.target.secrets == with_password("3").secrets
+    runner.hold("root", with_password("4"), 0)
+    assert runner.target.secrets == with_password("4").secrets
+    runner.release("root")
+    runner.release("first")
+    runner.release("again")
+    assert runner.target.secrets == with_password("2").secrets
+    await stage.until("connected")
+
+
+async def test_nobody_holds_what_the_secrets_of_another_have_opened(stage: Stage) -> None:
+    runner = stage.runner
+    assert runner.admits(TARGET, 1001)
+    runner.hold("one", with_password("1"), 1000)
+    assert runner.admits(TARGET, 1000)
+    assert runner.admits(with_password("1"), 1001)
+    assert not runner.admits(TARGET, 1001)
+    assert not runner.admits(with_password("2"), 1001)
+    runner.release("one")
+    assert runner.admits(TARGET, 1001)
+    await stage.news.until(lambda: not stage.driver.running)

@@ -13,6 +13,7 @@ from storaged_conn.core.model import (
     Value,
     check_cid,
     check_uri,
+    read_host,
     read_options,
 )
 from storaged_conn.core.secret import MAX_SECRET_BYTES, Secret
@@ -221,3 +222,20 @@ def test_a_record_tells_its_secrets_from_what_may_be_shown() -> None:
     record = Record("c", "file:///srv", {"n": 1, "password": Secret(b"x"), "flags": ("a",)})
     assert record.shown == {"n": 1, "flags": ("a",)}
     assert record.secrets == {"password": Secret(b"x")}
+
+
+@pytest.mark.parametrize(
+    ("uri", "host"),
+    [
+        ("nfs://server/export", "server"),
+        ("nfs://server:2049/export", "server"),
+        ("nfs://server:/export", "server"),
+        ("nfs://server:export", "server"),
+        ("iscsi://[2001:db8::1]:3260/iqn", "2001:db8::1"),
+        ("file:///srv", ""),
+        ("posix+ext4:/dev/sda", ""),
+        ("", ""),
+    ],
+)
+def test_the_host_of_a_uri(uri: str, host: str) -> None:
+    assert read_host(uri) == host

@@ -13,10 +13,14 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from storaged_conn import errors
+from storaged_conn.front import turns
 from storaged_conn.front.contract import EMITS, Interface, load
 from storaged_conn.front.dispatch import MAX_CALL
+from storaged_conn.front.flight import MAX_OF_CALLER
 from storaged_conn.front.objects import PAUSE
+from storaged_conn.front.polkit import MAX_CHECKS
 from storaged_conn.front.turns import MAX_WAITING
+from storaged_conn.manager import MAX_OF_USER
 from storaged_conn.names import (
     CONNECTION,
     INTROSPECTABLE,
@@ -115,6 +119,10 @@ def test_limits_and_states_are_documented_as_they_are() -> None:
     manager, connection = (FILES[name].read_text() for name in (MANAGER, CONNECTION))
     assert f"more than {MAX_CALL // 1024} KiB" in manager
     assert f"more than {MAX_WAITING} waiting" in manager
+    told = " ".join(manager.split())
+    assert f"more than {turns.MAX_OF_USER} calls or more than {MAX_OF_USER} connections" in told
+    assert f"more than {MAX_CHECKS} calls about which polkit is being asked" in told
+    assert f"more than {MAX_OF_CALLER >> 20} MiB of replies unread" in told
     assert f"every {PAUSE * 1000:.0f} ms" in connection
     described = connection.partition("States:")[2].partition("-->")[0]
     assert set(re.findall(r'"(\w+)"', described)) == set(PUBLIC.values())
