@@ -75,6 +75,7 @@ class Runner:
             last counts; or the last holder, once it is released.
         present: what the kernel has of it, as seen last.
         error: what the last operation failed with, or None.
+        last_owner: the uid whose id was released last; None where none was in this run.
         since: microseconds of real time at which the public state changed last.
         next_attempt: microseconds of real time at which the next attempt is due, or 0.
     """
@@ -99,6 +100,7 @@ class Runner:
         self.machine = machine
         self.present: Present | None = None
         self.error: AttemptError | None = None
+        self.last_owner: int | None = None
         self.since = time.time_ns() // 1000
         self.next_attempt = 0
         self._spawn = surroundings.spawn
@@ -150,7 +152,7 @@ class Runner:
 
     def release(self, cid: str) -> None:
         """Let a connection id go; see hold."""
-        del self._held[cid]
+        _, self.last_owner = self._held.pop(cid)
         tried, self.target = self.target, self._choose()
         self._after(self.machine.release(cid, self._now()), self.state)
         self._retry_unless_tried(tried)

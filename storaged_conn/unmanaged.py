@@ -45,6 +45,13 @@ class View:
         return self.runner.target.uri if self.runner else ""
 
     @property
+    def owner(self) -> int | None:
+        """The uid that manages it, or managed it last while it is ending; None is unknown."""
+        if self.record:
+            return self.record.owner
+        return self.runner.last_owner if self.runner else None
+
+    @property
     def present(self) -> Present | None:
         """What the kernel has."""
         if self.foreign:

@@ -71,7 +71,7 @@ def _message(view: View, error: AttemptError) -> str:
 
     The words of a tool, or the path of a file, would tell any user what only root may look at.
     """
-    if view.record and is_trusted(view.record.owner):
+    if view.owner is not None and is_trusted(view.owner):
         return str(error)
     return f"{error.reason}; the journal of the host has the details"
 

@@ -102,8 +102,8 @@ class Turns:
 
     def _check_room(self, caller: Caller) -> None:
         queue = self._queues.get(caller)
-        limit = MAX_WAITING if self._may_have(caller) else MAX_HELD
-        if queue and len(queue.waiting) >= limit:
+        waiting = len(queue.waiting) if queue else 0
+        if waiting >= MAX_HELD or (waiting >= MAX_WAITING and self._may_have(caller)):
             text = f"{MAX_WAITING} calls of yours are waiting; wait for their replies"
             raise LimitExceededError(text)
         if caller.trusted:
