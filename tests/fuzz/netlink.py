@@ -2,10 +2,12 @@
 """What comes by netlink, and by the bus: messages to begin with, and who takes them."""
 
 import asyncio
+import ctypes
 import os
+import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, Final, cast
 
@@ -15,9 +17,9 @@ from pyudev._ctypeslib import utils
 
 from storaged_conn.bus import wire
 from storaged_conn.core.model import Topic
-from storaged_conn.sources.iscsi import IscsiSource
+from storaged_conn.sources.iscsi import TRANSPORTS, IscsiSource
 from storaged_conn.sources.routes import RouteSource
-from storaged_conn.sources.uevents import LIBRARY, UeventSource
+from storaged_conn.sources.uevents import KINDS, LIBRARY, UeventSource
 from storaged_conn.system.servers import Servers
 
 
@@ -57,6 +59,17 @@ def feed_iscsi(data: bytes) -> None:
         assert session == "" or session.removeprefix("session").isdecimal()
 
 
+STRANGE_NODE: Final = re.compile(rb"(^|\0)DEVNAME=(?!/dev/[a-z0-9\x80-\xff]{1,64}(\0|$))")
+"""What libudev ends the process for. Source: systemd 252, sd_device_get_devname."""
+
+SUBSYSTEMS: Final = {"block", *KINDS, TRANSPORTS}
+"""Those that the kernel and libudev let through; see filter_by of pyudev.Monitor."""
+
+
+NO_DEVICE: Final = (OSError, pyudev.DeviceNotFoundError, AttributeError, UnicodeDecodeError)
+"""How pyudev says that libudev sees no device; the last two, that it has no name of its own."""
+
+
 class Monitor:
     """Gives one device, made of a message as libudev does it, and then no more."""
 
@@ -65,18 +78,19 @@ class Monitor:
 
     def poll(self, timeout: int) -> Any:
         data, self._data = self._data, None
-        if data is None:
+        if data is None or STRANGE_NODE.search(data):
             return None
-        with _environment(data):
-            try:
-                return pyudev.Devices.from_environment(_context())
-            except (OSError, pyudev.DeviceNotFoundError):
-                return None  # libudev took it for no device
+        context = _context()
+        with _environment(data), suppress(*NO_DEVICE):
+            device = pyudev.Devices.from_environment(context)
+            if device.subsystem in SUBSYSTEMS and device.sys_name:
+                return device
+        return None  # libudev took it for no device, or for none of ours
 
 
 def feed_uevents(data: bytes) -> None:
     """NAME=VALUE NUL ...: a message of udevd, which libudev reads in the same way."""
-    source = UeventSource({"iscsi_transport": lambda: None})
+    source = UeventSource({TRANSPORTS: lambda: None})
     source._look = _look
     source._timer = never()
     source._monitor = cast("Any", Monitor(data))
@@ -102,16 +116,18 @@ def _context() -> Any:
 
 @contextmanager
 def _environment(data: bytes) -> Iterator[None]:
-    """Have the message be the environment of this process."""
-    before = dict(os.environb)
-    pairs = (one.partition(b"=") for one in data.split(b"\0"))
-    os.environb.clear()
+    """Have the message be the environment of this process, in memory of its own.
+
+    Not by putenv(3): libudev cuts the texts where they are, and glibc gives the same ones again.
+    """
+    texts = [ctypes.create_string_buffer(one) for one in data.split(b"\0") if one]
+    array = (ctypes.c_void_p * (len(texts) + 1))(*map(ctypes.addressof, texts), None)
+    environ = ctypes.c_void_p.in_dll(ctypes.CDLL(None), "environ")
+    before, environ.value = environ.value, ctypes.addressof(array)
     try:
-        os.environb.update({name: value for name, _, value in pairs if name})
         yield
     finally:
-        os.environb.clear()
-        os.environb.update(before)
+        environ.value = before
 
 
 def _neighbour(address: str) -> bytes:
