@@ -15,6 +15,7 @@ from storaged_conn.core.model import (
     check_uri,
     read_host,
     read_options,
+    written,
 )
 from storaged_conn.core.secret import MAX_SECRET_BYTES, Secret
 from storaged_conn.errors import InvalidArgumentError
@@ -67,6 +68,7 @@ def test_a_uri_has_a_scheme(uri: str, scheme: str) -> None:
         ("file:", "no scheme"),
         ("x:" + "a" * 4095, "longer than 4096 bytes"),
         ("x:" + "é" * 2048, "longer than 4096 bytes"),
+        ("file:///\ud800", "no UTF-8"),
         ("file:///a\nb", "unprintable"),
         ("file:///a\x00b", "unprintable"),
         ("smb://user@host/share", "user or password"),
@@ -239,3 +241,14 @@ def test_a_record_tells_its_secrets_from_what_may_be_shown() -> None:
 )
 def test_the_host_of_a_uri(uri: str, host: str) -> None:
     assert read_host(uri) == host
+
+
+def test_options_are_written_as_they_are_read() -> None:
+    known = {"size": "x", "read-only": "b", "options": "as", "password": "ay"}
+    given = {
+        "size": ("x", 1),
+        "read-only": ("b", True),
+        "options": ("as", ["a"]),
+        "password": ("ay", b"x"),
+    }
+    assert written(read_options(given, known, "x")) == given

@@ -22,18 +22,20 @@ CUTTERS: Final = frozenset(
 """What a parser calls."""
 
 OTHERS: Final = {
-    "__main__": "its own log",
     "ctl.client": "the service's errors",
     "ctl.commands": "names of schemes, from the service",
     "ctl.watch": "the service's signals",
     "drivers.base": "a URI that was read",
+    "front.authorize": "a URI that was read",
     "front.contract": "our own XML",
     "front.faces": "a URI that was read",
     "front.lifetimes": "a scope that this service wrote",
     "front.tree": "an object path, of which names.py is asked",
+    "runner": "a URI that was read",
     "sources.directories": "a path that was read",
     "system.devices": "what udevd wrote, and names in /dev",
     "system.inotify": "the kernel's structures",
+    "system.journal": "our own words, of which only lines are made",
     "system.mount_child": "a place that was read, and /proc",
     "system.resolve": "what getent(1) prints",
     "system.routes": "an address of resolve.py",
