@@ -78,7 +78,7 @@ async def test_nobody_is_refused_by_the_error_for_it(shell: Shell) -> None:
     where = ("--system", "--dest", SERVICE, "--object-path", ROOT)
     call = ("gdbus", "call", *where, "--method", f"{MANAGER}.Manage", "file:///srv", "theirs", "{}")
     said = await shell.run(*NOBODY, *call, status=1)
-    assert "org.storage.Connection.Error.NotAuthorized" in said
+    assert "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired" in said
     assert (await shell.call("List")).startswith("a{sa{sv}} ")
 
 
