@@ -18,6 +18,9 @@ from storaged_conn.core.model import Record
 from storaged_conn.drivers.base import Driver
 from storaged_conn.drivers.file import FileDriver
 from storaged_conn.drivers.health import Health
+from storaged_conn.drivers.iscsi import IscsiDriver
+from storaged_conn.drivers.iscsi_recovery import Recovery
+from storaged_conn.drivers.iscsi_view import SessionView
 from storaged_conn.drivers.nfs import NfsDriver
 from storaged_conn.drivers.posix import PosixDriver
 from storaged_conn.drivers.simulated import SimulatedDriver
@@ -41,9 +44,12 @@ from storaged_conn.sources.mounts import MountSource
 from storaged_conn.sources.routes import RouteSource
 from storaged_conn.sources.servers import ServerSource
 from storaged_conn.sources.sleep import SleepSource
-from storaged_conn.sources.uevents import UeventSource
+from storaged_conn.sources.uevents import SESSIONS, UeventSource
 from storaged_conn.store import Store
 from storaged_conn.system import mounting
+from storaged_conn.system.iscsi import Sessions
+from storaged_conn.system.iscsi_nodes import Nodes
+from storaged_conn.system.iscsiadm import Iscsiadm
 from storaged_conn.system.mountinfo import HOST, MOUNTINFO, MountTable
 from storaged_conn.system.mounting import Mounter
 from storaged_conn.system.notify import notify, watchdog_interval
@@ -183,11 +189,13 @@ async def _build(settings: Settings, bus: Bus, store: Store, tasks: asyncio.Task
     table = MountTable(HOST if _by_systemd(settings) else MOUNTINFO)
     servers = Servers(Routes(), settings.config.keepalive, tasks.create_task)
     health = Health(servers, tasks.create_task)
+    recovery, sessions = Recovery(servers, tasks.create_task), Sessions()
     drivers = _drivers(settings, table, servers, health, _mounter(settings, bus, table))
+    drivers.append(_iscsi_driver(sessions, table, servers, recovery))
     sleep = SleepSource(bus, tasks.create_task)
     network = (RouteSource(servers), ServerSource(servers))
-    iscsi = IscsiSource()
-    devices = (UeventSource({TRANSPORTS: iscsi.open}), iscsi)
+    iscsi = IscsiSource(sessions)
+    devices = (UeventSource({TRANSPORTS: iscsi.open, SESSIONS: iscsi.hear}), iscsi)
     sources = (MountSource(table), DirectorySource(table), *network, *devices, sleep)
     manager = Manager(drivers, sources, store, tasks.create_task)
     sleep.pause, sleep.resume = manager.pause, partial(_wake_up, manager, servers)
@@ -233,6 +241,14 @@ def _drivers(
     common = (table, settings.runtime_dir, settings.mount_roots, mounter)
     drivers = [FileDriver(*common), PosixDriver(*common), NfsDriver(*common, health)]
     return [*drivers, SimulatedDriver(servers)] if settings.simulated else [*drivers]
+
+
+def _iscsi_driver(
+    sessions: Sessions, table: MountTable, servers: Servers, recovery: Recovery
+) -> IscsiDriver:
+    iscsiadm = Iscsiadm()
+    nodes = Nodes(iscsiadm)
+    return IscsiDriver(SessionView(sessions, nodes, table), iscsiadm, nodes, servers, recovery)
 
 
 def _describe(manager: Manager, cid: str) -> dict[str, object] | None:

@@ -9,6 +9,7 @@
         TemporaryError    the next attempt may succeed:  waiting
           MissingError  UnreachableError  TimedOutError  BusyError  TroubleError
           NoNetworkError  NoAddressError  NameResolutionError  ServerRefusedError  StaleError
+          InitiatorError
         PermanentError    the same answer would come again, until something changes:  failed
           RefusedError  AuthenticationError  UnusableError  InternalError
           NotOfferedError  AccessDeniedError  ProtocolError
@@ -169,6 +170,14 @@ class StaleError(TemporaryError):
     name = "Stale"
     code = 29
     reason = "stale"
+
+
+class InitiatorError(TemporaryError):
+    """The service of this host that makes such connections, such as iscsid, is not there."""
+
+    name = "InitiatorDown"
+    code = 30
+    reason = "initiator-down"
 
 
 class PermanentError(AttemptError):

@@ -52,6 +52,9 @@ MAX_CONNECTIONS: Final = 32768
 MAX_OF_USER: Final = 256
 """Ids that one user may manage at once, unless it is trusted."""
 
+PLACES: Final = frozenset({"mount", "session"})
+"""The topics of which connections may have to get along with each other; see Driver.clash."""
+
 COMMON_OPTIONS: Final = {"lifetime": "s"}
 """The options that every scheme has."""
 
@@ -108,7 +111,7 @@ class Manager:
         self._runner_of: dict[str, Runner] = {}
         self._runners: dict[Target, Runner] = {}
         self._concerned: dict[Topic, set[Runner]] = {}
-        self._places: dict[Topic, Target] = {}
+        self._places: dict[Topic, set[Target]] = {}
         self._expected: Counter[Target] = Counter()
         self._unmanaged = Unmanaged(drivers)
         self._leaving = Leaving(records, spawn)
@@ -348,14 +351,16 @@ class Manager:
             self._forget_places(driver, target)
 
     def _claim_places(self, driver: Driver, target: Target) -> None:
-        places = [topic for topic in driver.topics(target) if topic.kind == "mount"]
-        for place in places:
-            owner = self._places.get(place, target)
+        for owner in {one for place in _places(driver, target) for one in self._owners(place)}:
             if owner != target and self._is_wanted(owner):  # what is ending makes room by itself
-                raise InvalidArgumentError(
-                    f"options: 'mountpoint' {place.name!r} is taken by {owner.uri}"
-                )
-        self._places |= dict.fromkeys(places, target)
+                why = driver.clash(target, owner)
+                if why:
+                    raise InvalidArgumentError(why)
+        for place in _places(driver, target):
+            self._places.setdefault(place, set()).add(target)
+
+    def _owners(self, place: Topic) -> set[Target]:
+        return self._places.get(place, set())
 
     def _is_wanted(self, target: Target) -> bool:
         runner = self._runners.get(target)
@@ -363,9 +368,10 @@ class Manager:
 
     def _forget_places(self, driver: Driver, target: Target) -> None:
         if target not in self._runners and not self._expected[target]:
-            for topic in driver.topics(target):
-                if self._places.get(topic) == target:
-                    del self._places[topic]
+            for place in _places(driver, target):
+                self._owners(place).discard(target)
+                if not self._owners(place):
+                    self._places.pop(place, None)
 
     def _take_up(self, record: Record, driver: Driver, target: Target) -> None:
         runner = self._runners.get(target)
@@ -395,8 +401,8 @@ class Manager:
         runner = Runner(target, driver, machine, self._surroundings)
         self._runners[target] = runner
         for topic in driver.topics(target):
-            if topic.kind == "mount":
-                self._places[topic] = target
+            if topic.kind in PLACES:
+                self._places.setdefault(topic, set()).add(target)
             if topic not in self._concerned:
                 for source in self._sources:
                     source.watch(topic)
@@ -422,6 +428,10 @@ class Manager:
         for cid in runner.machine.holders:
             for listener in self._listeners:
                 listener.changed(cid)
+
+
+def _places(driver: Driver, target: Target) -> list[Topic]:
+    return [topic for topic in driver.topics(target) if topic.kind in PLACES]
 
 
 def _jitter() -> float:

@@ -110,12 +110,15 @@ class Runner:
         self._timer: asyncio.TimerHandle | None = None
         self._wish: bool | None = None  # a look is due, and whether it is for a hint
         self._looking = False
+        self._shown = self.state
         self._said: tuple[str, str] = ("", "")
         self._lost = False
 
     @property
     def state(self) -> str:
-        """The public state."""
+        """The public state: what is there and of no use yet is still being connected."""
+        if self._pending:
+            return PUBLIC[State.CONNECTING]
         return PUBLIC[self.machine.state]
 
     @property
@@ -123,7 +126,7 @@ class Runner:
         """What StateReason says."""
         match self.machine.state:
             case State.CONNECTED:
-                return ""
+                return self._pending
             case State.UNRESPONSIVE:
                 return "unresponsive"
             case State.CONNECTING if self._lost:
@@ -134,6 +137,11 @@ class Runner:
                 return "retry-scheduled"
             case _:
                 return self.error.reason if self.error else ""
+
+    @property
+    def _pending(self) -> str:
+        up = self.present if self.machine.state is State.CONNECTED else None
+        return up.pending if up else ""
 
     def admits(self, target: Target, owner: int) -> bool:
         """Say whether a user may hold this too: nobody gets what another one's secrets opened."""
@@ -147,14 +155,14 @@ class Runner:
         """
         self._held[cid] = target, owner
         tried, self.target = self.target, self._choose()
-        self._after(self.machine.hold(cid, self._now()), self.state)
+        self._after(self.machine.hold(cid, self._now()))
         self._retry_unless_tried(tried)
 
     def release(self, cid: str) -> None:
         """Let a connection id go; see hold."""
         _, self.last_owner = self._held.pop(cid)
         tried, self.target = self.target, self._choose()
-        self._after(self.machine.release(cid, self._now()), self.state)
+        self._after(self.machine.release(cid, self._now()))
         self._retry_unless_tried(tried)
 
     def end(self) -> None:
@@ -167,10 +175,9 @@ class Runner:
 
     def apply(self, event: Event) -> None:
         """Take one event: ask the core, re-arm the timer, start the command, announce."""
-        before = self.state
         if isinstance(event, Lost):
             self.present, self.error, self._lost = None, None, True
-        self._after(self.machine.receive(event, self._now()), before)
+        self._after(self.machine.receive(event, self._now()))
 
     def look(self, *, hint: bool) -> None:
         """Have the kernel's truth read again, now or as soon as the operation in flight ends."""
@@ -200,15 +207,15 @@ class Runner:
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
 
-    def _after(self, command: Command | None, before: str) -> None:
+    def _after(self, command: Command | None) -> None:
         if self._timer:
             self._timer.cancel()
             self._timer = None
         self.next_attempt = 0
         if self.machine.deadline is not None:
             self._arm(self.machine.deadline)
-        if self.state != before:
-            self.since = time.time_ns() // 1000
+        if self.state != self._shown:
+            self._shown, self.since = self.state, time.time_ns() // 1000
         if self.machine.state is State.CONNECTED:
             self._lost, self.error = False, None  # also where it was found, or never went
         self._say()
@@ -273,6 +280,8 @@ class Runner:
         except Exception as defect:  # noqa: BLE001  # see _contain
             self.error = self._contain(defect)
         self._lost = self._lost and not self.error
+        if self._wish and isinstance(self.error, PermanentError):
+            self._wish = False  # whatever gave hope came before this answer
         self.apply(self._outcome(command))
         if self.present and not self.present.responsive and self.machine.state in UP:
             self.apply(Stalled(self.present.ours))

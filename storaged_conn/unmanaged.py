@@ -2,6 +2,7 @@
 """What the host has connected and no id manages, under temporary ids that clients cannot choose."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -73,7 +74,7 @@ class Unmanaged:
         self.views: dict[str, View] = {}
         self._drivers = drivers
         self._claims: dict[Runner, str] = {}
-        self._claimed: dict[str, Runner] = {}
+        self._claimed: Counter[str] = Counter()
         self._ending: set[Runner] = set()
         self._echoing: dict[Runner, frozenset[str]] = {}
         self._due = False
@@ -86,13 +87,15 @@ class Unmanaged:
         if runner.machine.state in IN_FLIGHT:
             topics = runner.driver.topics(runner.target)
             self._echoing[runner] = frozenset(one.name for one in topics if one.kind == "mount")
-        if self._claimed.get(old) is runner:
-            del self._claimed[old]
+        if old:
+            self._claimed[old] -= 1
+            if not self._claimed[old]:
+                del self._claimed[old]
         ending = runner in self._ending
         self._ending.discard(runner)
         if present and held:
             self._claims[runner] = present.name
-            self._claimed[present.name] = runner
+            self._claimed[present.name] += 1
         elif present and runner.machine.state is not State.ABSENT:
             self._ending.add(runner)
         shows = self._claims.get(runner, "") != old or ending or runner in self._ending
@@ -128,5 +131,5 @@ class Unmanaged:
                 if present.name not in known and present.mountpoint not in echoes - {""}:
                     yield View(PREFIX + present.name, foreign=foreign)
         for runner in self._ending:
-            if runner.present:
+            if runner.present and runner.present.name not in self._claimed:
                 yield View(PREFIX + runner.present.name, runner=runner)

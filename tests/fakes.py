@@ -23,7 +23,12 @@ from storaged_conn.errors import InvalidArgumentError
 class FakeDriver(Driver):
     """`fake:NAME`: connects at once, unless it is held, or told what to raise."""
 
-    options: ClassVar[Mapping[str, str]] = {"mountpoint": "s", "speed": "x", "password": "ay"}
+    options: ClassVar[Mapping[str, str]] = {
+        "mountpoint": "s",
+        "speed": "x",
+        "password": "ay",
+        "session": "s",  # those with the same share it, if they agree on the speed
+    }
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, str]] = []
@@ -50,8 +55,14 @@ class FakeDriver(Driver):
 
     def topics(self, target: Target) -> frozenset[Topic]:
         place = target.option("mountpoint")
-        own = {Topic("fake", target.uri)}
+        own, session = {Topic("fake", target.uri)}, target.option("session")
+        own |= {Topic("session", str(session))} if session else set()
         return frozenset(own | {Topic("mount", str(place))} if place else own)
+
+    def clash(self, target: Target, other: Target) -> str:
+        if not target.option("session"):
+            return super().clash(target, other)
+        return "" if target.option("speed") == other.option("speed") else "options: 'speed'"
 
     async def observe(self, target: Target) -> Observation:
         await self.free.wait()
@@ -64,7 +75,8 @@ class FakeDriver(Driver):
 
     async def connect(self, target: Target) -> Present:
         await self._work("connect", target)
-        return self.kernel.setdefault(target.uri, Present(f"fake-{target.uri[5:]}", ours=True))
+        name = target.option("session") or target.uri[5:]
+        return self.kernel.setdefault(target.uri, Present(f"fake-{name}", ours=True))
 
     async def disconnect(self, target: Target, present: Present | None) -> None:
         await self._work("disconnect", target)

@@ -31,6 +31,7 @@ DATA = {
     "polkit/org.storage.connection.policy": "share/polkit-1/actions",
     "man/storaged-connctl.1": "share/man/man1",
     "man/org.storage.Connection.5": "share/man/man5",
+    "man/storaged-conn-iscsi.5": "share/man/man5",
     "man/storaged-conn-nfs.5": "share/man/man5",
     "man/storaged-conn.conf.5": "share/man/man5",
     "man/storaged-connd.8": "share/man/man8",

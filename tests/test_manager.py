@@ -263,6 +263,33 @@ async def test_what_others_connected_is_listed_adopted_and_left_alone(stage: Sta
     await stage.news.until(lambda: "removed unmanaged/fake-abroad" in stage.news.heard)
 
 
+async def test_those_that_share_a_session_must_get_along(stage: Stage) -> None:
+    session, slow, fast = ("s", "x"), ("x", 1), ("x", 2)
+    await stage.manage("fake:a", "a", session=session, speed=slow)
+    await stage.manage("fake:b", "b", session=session, speed=slow)
+    for gone in ("a", "b"):
+        with pytest.raises(InvalidArgumentError, match="speed"):
+            await stage.manage("fake:c", "c", session=session, speed=fast)
+        await stage.manager.unmanage(gone)
+    await stage.manage("fake:c", "c", session=session, speed=fast)
+
+
+async def test_a_session_is_listed_as_unmanaged_when_the_last_is_gone(stage: Stage) -> None:
+    for cid in ("a", "b"):
+        await stage.manage(f"fake:{cid}", cid, session=("s", "x"))
+        await stage.until(cid, "connected")
+    stage.driver.foreigners.append(Foreign("fake:x", Present("fake-x", ours=True)))
+    stage.driver.failures += [BusyError("wait"), BusyError("wait")]
+    for cid, listed in (("b", ["a"]), ("a", ["unmanaged/fake-x"])):
+        await stage.manager.unmanage(cid)
+        await stage.news.until(lambda: not stage.driver.running)
+        stage.manager.audit()
+        await asyncio.sleep(0)
+        await stage.news.until(lambda listed=listed: list(stage.manager.ids()) == listed)  # type: ignore[misc]
+    stage.driver.foreigners.clear()
+    await stage.driver.gone("fake:a")
+
+
 async def test_what_cannot_be_disconnected_yet_is_listed_as_unmanaged(stage: Stage) -> None:
     await stage.manage("fake:a", "c")
     await stage.until("c", "connected")

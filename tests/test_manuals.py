@@ -4,15 +4,20 @@
 import argparse
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from storaged_conn import __main__, config
+from storaged_conn.core.backoff import LONGEST_WAIT, REFUSED_WAIT, spread
 from storaged_conn.ctl import arguments, commands
-from storaged_conn.drivers import nfs_options
+from storaged_conn.drivers import iscsi_options, nfs_options
+from storaged_conn.drivers.iscsi_recovery import PATIENCE
+from storaged_conn.drivers.iscsi_view import PENDING
+from storaged_conn.errors import AttemptError, InitiatorError
 from storaged_conn.runner import PUBLIC
+from storaged_conn.system.iscsi_login import PORT
 from tools import manual
 
 PAGES = sorted((Path(__file__).parents[1] / "man").iterdir())
@@ -32,9 +37,16 @@ def test_a_page_has_no_mistakes(path: Path) -> None:
     assert path.stem.upper() in done.stdout
 
 
-def test_every_nfs_option_is_explained_with_its_type() -> None:
-    explained = re.findall(r'^\.BR ([a-z-]+) " \((\w+)\)"$', page("storaged-conn-nfs.5"), re.M)
-    assert dict(explained) == nfs_options.OPTIONS
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("storaged-conn-nfs.5", nfs_options.OPTIONS),
+        ("storaged-conn-iscsi.5", iscsi_options.OPTIONS),
+    ],
+)
+def test_every_option_is_explained_with_its_type(name: str, options: Mapping[str, str]) -> None:
+    explained = re.findall(r'^\.BR ([a-z-]+) " \((\w+)\)"$', page(name), re.M)
+    assert dict(explained) == options
 
 
 def test_every_flag_version_and_flavour_of_nfs_is_named() -> None:
@@ -97,3 +109,34 @@ def test_the_page_of_the_interface_is_what_the_interface_s_documentation_says() 
 
 def test_nothing_in_the_documentation_is_read_as_roff() -> None:
     assert manual._escape(".TH isn't \\fB-") == "\\&.TH isn\\(aqt \\efB\\-"
+
+
+def words(name: str) -> str:
+    """Give a page as it is read, without the markup."""
+    lines = (re.sub(r"^\.[A-Z]+ ?", "", line) for line in page(name).splitlines())
+    return " ".join(re.sub(r'["\\]|\\f.', "", " ".join(lines)).split())
+
+
+def test_the_numbers_of_iscsi_are_those_of_the_code() -> None:
+    text = words("storaged-conn-iscsi.5")
+    for least, most in iscsi_options.LIMITS.values():
+        assert f"from {least} to {most}" in text
+    assert f"{iscsi_options.LOGIN_TIMEOUT} by default" in text
+    assert f"PORT is {PORT} if" in text
+    assert f"brought back {PATIENCE:g} seconds after" in text
+    assert f"at most {LONGEST_WAIT:g} seconds" in text
+    soonest, latest = spread(REFUSED_WAIT, 0) / 60, spread(REFUSED_WAIT, 1) / 60
+    assert f"made {soonest:g} to {latest:g} minutes later" in text
+
+
+def test_the_values_and_reasons_of_iscsi_are_named() -> None:
+    found = set(re.findall(r"[\w.-]*\w", page("storaged-conn-iscsi.5")))
+    reasons = {error.reason for error in below(AttemptError)}
+    named = {PENDING, InitiatorError.reason} | (found & reasons)
+    assert {*iscsi_options.DIGESTS, *named} <= found
+    assert {"authentication", "not-found", "busy", "not-usable"} <= found & reasons
+
+
+def below(error: type[AttemptError]) -> Iterator[type[AttemptError]]:
+    for child in error.__subclasses__():
+        yield from ([child] if "reason" in vars(child) else below(child))

@@ -280,6 +280,41 @@ async def test_a_hint_tries_at_once_what_waits(stage: Stage) -> None:
     await stage.until("connected")
 
 
+async def test_a_hint_from_before_a_refusal_is_no_hope(stage: Stage) -> None:
+    stage.driver.free.clear()
+    stage.driver.failures.append(AuthenticationError("wrong"))
+    stage.runner.hold("c", TARGET, 0)
+    stage.runner.look(hint=True)
+    stage.driver.free.set()
+    await stage.until("failed")
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert stage.calls == ["connect"]
+    stage.runner.look(hint=True)
+    await stage.until("connected")
+
+
+async def test_what_is_of_no_use_yet_is_still_being_connected(stage: Stage) -> None:
+    pending = Present("fake-a", ours=True, pending="waiting-for-devices")
+    stage.driver.kernel[TARGET.uri] = pending
+    stage.runner.hold("c", TARGET, 0)
+    await stage.news.until(lambda: stage.runner.present)
+    assert stage.runner.machine.state is State.CONNECTED
+    assert (stage.runner.state, stage.runner.reason) == ("connecting", "waiting-for-devices")
+    since = stage.runner.since
+    stage.driver.kernel[TARGET.uri] = Present("fake-a", ours=True)
+    stage.runner.look(hint=False)
+    await stage.until("connected")
+    assert stage.runner.reason == ""
+    assert stage.runner.since > since
+    stage.driver.kernel[TARGET.uri] = pending
+    stage.runner.look(hint=False)
+    await stage.until("connecting")
+    stage.runner.release("c")
+    await stage.until("waiting")
+    assert stage.calls == ["connect", "disconnect"]
+
+
 async def test_a_silent_server_shows_and_its_return_too(stage: Stage) -> None:
     stage.runner.hold("c", TARGET, 0)
     await stage.until("connected")

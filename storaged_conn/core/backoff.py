@@ -11,7 +11,7 @@ users ask for less than 2 s after a return (needs 22), and one attempt a second 
 LONGEST_WAIT: Final = 60.0
 """Seconds at most. Source: nvme-stas retries every 60 s for ever; events cut the wait short."""
 
-REFUSED_WAIT: Final = 300.0
+REFUSED_WAIT: Final = 600.0
 """Seconds after an answer that would come again. Source: account lock-outs; design.md wants 5 min
 between wrong passwords."""
 

@@ -114,12 +114,14 @@ class Present:
         name: the kernel's name for it, unique on this host now, such as `mount-34`.
         ours: this service made it.
         responsive: the server answers.
+        pending: the reason why it is of no use yet, such as devices that are still to come.
         info: what `ConnectionInfo` shows.
     """
 
     name: str
     ours: bool
     responsive: bool = True
+    pending: str = ""
     mountpoint: str = ""
     devices: tuple[str, ...] = ()
     info: Mapping[str, Value] = field(default_factory=dict)

@@ -54,6 +54,18 @@ class Driver(ABC):
     def topics(self, target: Target) -> frozenset[Topic]:
         """Say what news concerns this connection."""
 
+    def clash(self, target: Target, other: Target) -> str:
+        """Say why two targets cannot both be, of which a topic says that they are in one place.
+
+        Args:
+            target: of this driver.
+            other: that is wanted already, of this driver or another.
+
+        Returns:
+            What is wrong with the options of the first, or nothing where they get along.
+        """
+        return f"options: 'mountpoint' is taken by {other.uri}"
+
     @abstractmethod
     async def observe(self, target: Target) -> Observation:
         """Read the kernel's truth; None where it cannot be known."""

@@ -48,14 +48,22 @@ def _identity(view: View) -> dict[str, object]:
     }
 
 
+REASONS: Final = {"connected": "", "unresponsive": "unresponsive"}
+"""Of the states that what nobody manages can be in."""
+
+
+def _state_of_foreign(view: View) -> str:
+    return "connected" if view.present and view.present.responsive else "unresponsive"
+
+
 def _condition(view: View) -> dict[str, object]:
     runner = view.runner
-    state = runner.state if runner else "connected"
+    state = runner.state if runner else _state_of_foreign(view)
     error = runner.error if runner else None
     return {
         "State": state,
         "Connected": state == "connected",
-        "StateReason": runner.reason if runner else "",
+        "StateReason": runner.reason if runner else REASONS[state],
         "StateSince": runner.since if runner else 0,
         "LastError": error.code if error else 0,
         "LastErrorName": error.dbus_name if error else "",

@@ -28,11 +28,12 @@ from pyroute2.netlink.marshal import Marshal
 
 from storaged_conn.core.model import Topic
 from storaged_conn.sources.base import Look, Source
+from storaged_conn.system.iscsi import Sessions
 
 logger = logging.getLogger(__name__)
 
 KIND: Final = "iscsi"
-"""Topics of this kind are named as in /sys/class/iscsi_session: session1."""
+"""Topics of this kind are named as targets are: by the iqn, whatever the portal."""
 
 HOSTS: Final = Path("/sys/class/iscsi_host")
 """Is there once scsi_transport_iscsi is. Source: drivers/scsi/scsi_transport_iscsi.c,
@@ -52,9 +53,9 @@ SESSION_AT: Final = {101: 0, 102: 0, 104: 1, 105: 0, 106: 0, 109: 0}
 CONN_ERROR, DESTROY_SESSION (where the host comes first), UNBIND_SESSION, CREATE_SESSION and
 CONN_LOGIN_STATE. Source: include/scsi/iscsi_if.h, enum iscsi_uevent_e and struct iscsi_uevent."""
 
-SETTLE: Final = (0.05, 0.5)
+SETTLE: Final = (0.02, 0.06, 0.5)
 """Seconds from a message to the looks. Source: kernel-events.md 1: sysfs followed 10 ms after a
-CONN_ERROR and 20 ms after the PDU of a login; the second look is for a machine that is slow."""
+CONN_ERROR and 20 ms after the PDU of a login; the last look is for a machine that is slow."""
 
 BUFFER: Final = 1024 * 1024
 """Bytes: more than 1000 messages, so all sessions of a host may fail at once."""
@@ -104,15 +105,22 @@ class IscsiSource(Source):
     """
 
     def __init__(
-        self, *, family: int = NETLINK_ISCSI, sender: int = KERNEL, hosts: Path = HOSTS
+        self,
+        sessions: Sessions,
+        *,
+        family: int = NETLINK_ISCSI,
+        sender: int = KERNEL,
+        hosts: Path = HOSTS,
     ) -> None:
         """Nothing is watched before `start`.
 
         Args:
+            sessions: kept up to date here.
             family: of netlink, another in tests.
             sender: the port of whom alone is believed, another in tests.
             hosts: is there once the kernel can do iSCSI.
         """
+        self._table = sessions
         self._family = family
         self._sender = sender
         self._hosts = hosts
@@ -128,7 +136,12 @@ class IscsiSource(Source):
         self._look, self._resync = look, resync
         self._open()
 
-    def open(self) -> None:
+    def hear(self, session: str) -> None:
+        """Learn from elsewhere that there is news about a session, which sysfs shows by now."""
+        if self._look:
+            self._tell_of(session)
+
+    def open(self, transport: str = "") -> None:
         """Begin to listen if the kernel can do iSCSI by now; to be called when it may have come.
 
         A kernel that refuses is asked once, and the journal told.
@@ -213,4 +226,11 @@ class IscsiSource(Source):
         if session == ALL:
             self._resync()
         else:
-            self._look(Topic(KIND, session), hint=False)
+            self._tell_of(session)
+
+    def _tell_of(self, session: str) -> None:
+        """Have all that is about a target looked at, since a name of the kernel's is nobody's."""
+        assert self._look is not None
+        before, now = self._table.known(session), self._table.refresh(session)
+        for one in {one.where.iqn for one in (before, now) if one} or {session}:
+            self._look(Topic(KIND, one), hint=False)

@@ -11,6 +11,9 @@ from storaged_conn.system.servers import Servers
 KIND = "server"
 """Topics of this kind are named HOST:PORT, as in a URI."""
 
+PORTAL = "portal"
+"""The same for what must not be connected to for long; see sentinel.py."""
+
 
 class ServerSource(Source):
     """Keeps a sentinel at every server that a connection needs."""
@@ -19,6 +22,7 @@ class ServerSource(Source):
         """Nothing is watched before `start`."""
         self._servers = servers
         self._look: Look | None = None
+        self._topics: dict[Address, set[Topic]] = {}
 
     def start(self, look: Look, resync: Callable[[], None]) -> None:
         """See Source; nothing is ever missed, so `resync` is not needed."""
@@ -31,15 +35,22 @@ class ServerSource(Source):
 
     def watch(self, topic: Topic) -> None:
         """See Source."""
-        if topic.kind == KIND:
-            self._servers.watch(Address.read(topic.name))
+        if topic.kind in {KIND, PORTAL}:
+            address = Address.read(topic.name)
+            self._topics.setdefault(address, set()).add(topic)
+            self._servers.watch(address, holds=topic.kind == KIND)
 
     def unwatch(self, topic: Topic) -> None:
         """See Source."""
-        if topic.kind == KIND:
-            self._servers.unwatch(Address.read(topic.name))
+        if topic.kind in {KIND, PORTAL}:
+            address = Address.read(topic.name)
+            self._topics[address].discard(topic)
+            if not self._topics[address]:
+                del self._topics[address]
+            self._servers.unwatch(address)
 
     def _tell(self, address: Address) -> None:
         """Have all tried anew: who waits for a server shows the reason that holds now."""
         if self._look:
-            self._look(Topic(KIND, address.text), hint=True)
+            for topic in self._topics.get(address, ()):
+                self._look(topic, hint=True)

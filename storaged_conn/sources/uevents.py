@@ -22,6 +22,7 @@ udevd sends within its own network namespace only: the service must not be in an
 import asyncio
 import logging
 import os
+import re
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -46,8 +47,12 @@ UDEVD: Final = 2
 """The group that udevd sends to. Source: systemd,
 src/libsystemd/sd-device/device-monitor-private.h."""
 
-KINDS: Final = {"nvme": "nvme", "iscsi_session": "iscsi"}
+KINDS: Final = {"nvme": "nvme"}
 """The subsystems whose objects are topics by their own names, and the kinds of these."""
+
+SESSIONS: Final = "iscsi_session"
+_SESSION: Final = re.compile(r"/(session[0-9]+)/")
+"""In the path of every disk of an iSCSI session. Source: drivers/scsi/scsi_transport_iscsi.c."""
 
 BATCH: Final = 64
 """Messages taken in one turn of the loop: 4 to 6 ms. Source: kernel-events.md 2.1, 66 us each."""
@@ -62,6 +67,7 @@ class Device(Protocol):
     action: str
     subsystem: str
     sys_name: str
+    device_path: str
     device_node: str | None
     device_links: Iterable[str]
     properties: Mapping[str, str]
@@ -72,22 +78,21 @@ class UeventSource(Source):
     """Has connections looked at when devices that they may be on, or are, come, change or go.
 
     Topics: ("source", NAME) for a block device, by its node, by every link to it, and by the image
-    behind it if it is a loop device; ("nvme", "nvme0") and ("iscsi", "session1") for controllers
-    and sessions.
+    behind it if it is a loop device; ("nvme", "nvme0") for controllers.
 
-    Only block devices are hints, since to have one is what an attempt needs; a controller or a
-    session is itself what an attempt makes, and may be the echo of one of ours that failed. For the
-    same reason the image behind a loop device is no hint: mount(8) makes such a device for every
-    attempt.
+    Only block devices are hints, since to have one is what an attempt needs; a controller is itself
+    what an attempt makes, and may be the echo of one of ours that failed. For the same reason the
+    image behind a loop device is no hint: mount(8) makes such a device for every attempt.
     """
 
-    def __init__(self, appeared: Mapping[str, Callable[[], None]] = MappingProxyType({})) -> None:
+    def __init__(self, others: Mapping[str, Callable[[str], None]] = MappingProxyType({})) -> None:
         """Nothing is watched before `start`.
 
         Args:
-            appeared: what to call when a device of a further subsystem is added.
+            others: what to call when there is news about an object of a further subsystem, with its
+                name; that of SESSIONS also when there is about a disk of the session.
         """
-        self._appeared = appeared
+        self._others = others
         self._look: Look | None = None
         self._resync: Callable[[], None] | None = None
         self._monitor: pyudev.Monitor | None = None
@@ -98,7 +103,7 @@ class UeventSource(Source):
     def start(self, look: Look, resync: Callable[[], None]) -> None:
         """See Source."""
         self._look, self._resync = look, resync
-        self._monitor = _monitor("block", *KINDS, *self._appeared)
+        self._monitor = _monitor("block", *KINDS, *self._others)
         self._socket = socket.socket(fileno=os.dup(self._monitor.fileno()))
         self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, UDEVD)
         asyncio.get_running_loop().add_reader(self._socket, self._read)
@@ -157,8 +162,8 @@ class UeventSource(Source):
             self._take_block(device, self._look)
         elif kind := KINDS.get(device.subsystem):
             self._look(Topic(kind, device.sys_name), hint=False)
-        elif device.action == "add":
-            self._appeared[device.subsystem]()
+        else:
+            self._others[device.subsystem](device.sys_name)
 
     def _take_block(self, device: Device, look: Look) -> None:
         names = (device.device_node or "", *device.device_links)
@@ -167,6 +172,9 @@ class UeventSource(Source):
             # a link of a device that goes may lead to another from now on, which sends no message
             hint = os.path.lexists(name) if device.action == "remove" else news
             look(Topic("source", name), hint=hint)
+        session = _SESSION.search(device.device_path)
+        if session and SESSIONS in self._others:
+            self._others[SESSIONS](session[1])
         image = device.attributes.get("loop/backing_file")
         if image:
             look(Topic("source", os.fsdecode(image)), hint=False)

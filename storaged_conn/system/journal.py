@@ -18,6 +18,7 @@ Fields = Iterable[tuple[str, str]]
 
 MESSAGE_IDS: Final = {
     "connected": "ba7696fcae99423dbfe86bb22ed10b93",
+    "connecting": "ae6bea5ed3e74b9e811e1d16d40bf8b3",
     "unresponsive": "de437987b6a34662962700db46960d04",
     "waiting": "bae09559b600493c9631615f48890763",
     "failed": "39ca01da6db84d84a1e8374b10ed8d48",

@@ -14,6 +14,10 @@ and at once after every change of the network that changes the way to the server
 What it does not say: that the service behind the port is healthy. A server may close what is idle
 (knfsd after 6 minutes, LIO after 15 s without a login): that is no loss, but a reason to connect
 again at once; only if that fails, the server is down.
+
+One that does not hold its connection only finds out that there is something that answers, and
+closes: LIO serves one login after the other, and would wait for ours for 15 s. Once it has found
+that out it rests, until somebody asks again (`ask`) or the way to the server changes.
 """
 
 import asyncio
@@ -120,6 +124,7 @@ class Sentinel:
         error: why it is down, or None.
         answers_at: the address at which it answers, or did last.
         known: set as soon as there is a first verdict.
+        holds: it keeps its connection.
     """
 
     def __init__(
@@ -128,9 +133,12 @@ class Sentinel:
         routes: Routes,
         timing: Timing,
         changed: Callable[["Sentinel"], None],
+        *,
+        holds: bool = True,
     ) -> None:
         """Nothing happens before `live` runs."""
         self.address = address
+        self.holds = holds
         self.error: AttemptError | None = None
         self.answers_at = ""
         self.known = asyncio.Event()
@@ -145,12 +153,25 @@ class Sentinel:
         self._ways: list[Route | str] = []
         self._allowance = Allowance()
         self._kicked = False
+        self._fresh = asyncio.Event()
         self._jitter = (hash(address) % 1000) / 1000
 
     def check(self) -> None:
         """Raise why it is down, if it is."""
         if self.error:
             raise type(self.error)(str(self.error))
+
+    async def ask(self) -> None:
+        """Wait for a verdict, which is a new one where it does not hold a connection.
+
+        Raises:
+            AttemptError: the server is down.
+        """
+        if self._ended and not self.holds:
+            self._fresh.clear()
+            self._end()
+        await self._fresh.wait()
+        self.check()
 
     async def live(self) -> None:
         """Keep a connection, for ever."""
@@ -168,7 +189,8 @@ class Sentinel:
             if sentinel:
                 self._publish(None)
                 self._close_left()
-                failures = failures + 1 if await self._hold(sentinel) < SHORT_LIFE else 0
+                short = await self._hold(sentinel) < SHORT_LIFE and self.holds
+                failures = failures + 1 if short else 0
             else:
                 failures += 1
             # the end of a connection that worked is a reason to make the next one at once
@@ -322,12 +344,16 @@ class Sentinel:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         self._ended = loop.create_future()
-        loop.add_reader(sentinel, self._read, sentinel)
+        if self.holds:
+            loop.add_reader(sentinel, self._read, sentinel)
+        else:
+            sentinel.close()
         try:
             await self._ended
         finally:
-            loop.remove_reader(sentinel)
-            self._leave(sentinel)
+            if self.holds:
+                loop.remove_reader(sentinel)
+                self._leave(sentinel)
             self._ended = None
         return loop.time() - begun
 
@@ -389,6 +415,7 @@ class Sentinel:
         news = (type(error), not known) != (type(self.error), False)
         self.error = error
         self.known.set()
+        self._fresh.set()
         if news:
             self._changed(self)
 

@@ -48,10 +48,15 @@ class Servers:
         self._unchecked: deque[Sentinel] = deque()
         self._changed = False
 
-    def watch(self, address: Address) -> None:
-        """Keep a sentinel at a server from now on; may be called several times."""
+    def watch(self, address: Address, *, holds: bool = True) -> None:
+        """Keep a sentinel at a server from now on; may be called several times.
+
+        Args:
+            address: where.
+            holds: it keeps its connection; who came first says so.
+        """
         if address not in self._servers:
-            sentinel = Sentinel(address, self._routes, self._timing, self._tell)
+            sentinel = Sentinel(address, self._routes, self._timing, self._tell, holds=holds)
             self._servers[address] = _Server(sentinel, self._spawn(sentinel.live()))
         self._servers[address].users += 1
 
@@ -75,8 +80,12 @@ class Servers:
         return any(one.error for one in self._sentinels())
 
     @asynccontextmanager
-    async def reach(self, address: Address) -> AsyncIterator[str]:
+    async def reach(self, address: Address, *, holds: bool = True) -> AsyncIterator[str]:
         """Wait for a server's verdict and for one of its AT_ONCE places.
+
+        Args:
+            address: where.
+            holds: as in `watch`.
 
         Yields:
             The address at which it answers.
@@ -84,11 +93,10 @@ class Servers:
         Raises:
             AttemptError: it does not.
         """
-        self.watch(address)
+        self.watch(address, holds=holds)
         try:
             server = self._servers[address]
-            await server.sentinel.known.wait()
-            server.sentinel.check()
+            await server.sentinel.ask()
             async with server.places:
                 server.sentinel.check()  # it may have gone while others had their turn
                 yield server.sentinel.answers_at

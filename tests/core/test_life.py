@@ -177,7 +177,7 @@ class Life(RuleBasedStateMachine):
             case News.REQUEST:
                 self.world.apply(storage, Hint())
 
-    @rule(seconds=st.sampled_from((0.25, 1.0, 60.0, 300.0)))
+    @rule(seconds=st.sampled_from((0.25, 1.0, 60.0, 600.0)))
     def time_passes(self, seconds: float) -> None:
         self.world.pass_time(seconds)
 

@@ -47,7 +47,7 @@ class FakeServers(Servers):
         return self.failures.get(address)
 
     @asynccontextmanager
-    async def reach(self, address: Address) -> AsyncIterator[str]:
+    async def reach(self, address: Address, *, holds: bool = True) -> AsyncIterator[str]:
         self.reached.append(address)
         if address in self.failures:
             raise self.failures[address]

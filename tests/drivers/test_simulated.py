@@ -39,7 +39,7 @@ class FakeServers(Servers):
         return self.down.get(address)
 
     @asynccontextmanager
-    async def reach(self, address: Address) -> AsyncIterator[str]:
+    async def reach(self, address: Address, *, holds: bool = True) -> AsyncIterator[str]:
         self.reached.append(address)
         if error := self.down.get(address):
             raise error

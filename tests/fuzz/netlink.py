@@ -20,6 +20,8 @@ from storaged_conn.core.model import Topic
 from storaged_conn.sources.iscsi import TRANSPORTS, IscsiSource
 from storaged_conn.sources.routes import RouteSource
 from storaged_conn.sources.uevents import KINDS, LIBRARY, UeventSource
+from storaged_conn.sources.uevents import SESSIONS as DISKS
+from storaged_conn.system.iscsi import Sessions
 from storaged_conn.system.servers import Servers
 
 
@@ -54,7 +56,7 @@ def feed_routes(data: bytes) -> None:
 
 def feed_iscsi(data: bytes) -> None:
     """A message of NETLINK_ISCSI."""
-    source = IscsiSource()
+    source = IscsiSource(Sessions())
     for session in source._sessions(data):
         assert session == "" or session.removeprefix("session").isdecimal()
 
@@ -62,7 +64,7 @@ def feed_iscsi(data: bytes) -> None:
 STRANGE_NODE: Final = re.compile(rb"(^|\0)DEVNAME=(?!/dev/[a-z0-9\x80-\xff]{1,64}(\0|$))")
 """What libudev ends the process for. Source: systemd 252, sd_device_get_devname."""
 
-SUBSYSTEMS: Final = {"block", *KINDS, TRANSPORTS}
+SUBSYSTEMS: Final = {"block", *KINDS, TRANSPORTS, DISKS}
 """Those that the kernel and libudev let through; see filter_by of pyudev.Monitor."""
 
 
@@ -90,12 +92,16 @@ class Monitor:
 
 def feed_uevents(data: bytes) -> None:
     """NAME=VALUE NUL ...: a message of udevd, which libudev reads in the same way."""
-    source = UeventSource({TRANSPORTS: lambda: None})
+    source = UeventSource({TRANSPORTS: _hear, DISKS: _hear})
     source._look = _look
     source._timer = never()
     source._monitor = cast("Any", Monitor(data))
     source._socket, _ = _quiet()
     source._read()
+
+
+def _hear(name: str) -> None:
+    os.fsencode(name)
 
 
 def _look(topic: Topic, *, hint: bool) -> None:

@@ -36,7 +36,7 @@ from storaged_conn.system.mounting import explain
 from storaged_conn.system.rpc import Procedure, Reader, _port_of, _results
 from storaged_conn.system.run import Result
 from storaged_conn.system.sentinel import Address
-from tests.fuzz import netlink
+from tests.fuzz import iscsi, netlink
 from tests.fuzz.world import World, check_told
 from tests.injections import INJECTIONS
 
@@ -241,15 +241,20 @@ class Parser:
 _URIS: Final = (
     *("file:///srv/a%20b", "file://localhost/srv", "simulated:x", "simulated://[::1]:1/x"),
     *("posix+ext4:/dev/sdb1", "posix+cifs://server/share", "posix+fuse.sshfs:user@host:dir"),
+    *("iscsi://h/iqn.2003-01.org:a;portal=1;lun=2", "iscsi://[::1]:860/eui.02004567A425678D"),
     *("nfs://host/x", "nfs://[2001:db8::1]:20490/x", "nfs://host:/x", "nfs://host:x"),
 )
+_NFS: Final = "nfs://host/x"
+_ISCSI: Final = "iscsi://h/iqn.2003-01.org:a"
 _MANAGE: Final = (
     *_URIS,
     *(f"{uri}{FIELD}mountpoint=/srv/root/x{FIELD}read-only=1" for uri in _URIS),
     *(f"{uri}{FIELD}mount-options=noatime{ITEM}uid=0{FIELD}lifetime=runtime" for uri in _URIS),
-    *(f"{_URIS[7]}{FIELD}{one}" for one in ("soft=1", "version=4.2", "sec=krb5", "timeo=1")),
-    *(f"{_URIS[7]}{FIELD}{one}" for one in ("port=1", "nconnect=2", "stale=never", "retrans=1")),
+    *(f"{_NFS}{FIELD}{one}" for one in ("soft=1", "version=4.2", "sec=krb5", "timeo=1")),
+    *(f"{_NFS}{FIELD}{one}" for one in ("port=1", "nconnect=2", "stale=never", "retrans=1")),
     *(f"{uri}{text}" for uri in ("nfs://host/", "posix+cifs:", "file:") for text in INJECTIONS),
+    *(f"iscsi://h/iqn.2003-01.org:{text}" for text in INJECTIONS),
+    *(f"{_ISCSI}{FIELD}{one}" for one in ("interface=../x", "header-digest=crc32c", "luns=1")),
     f"simulated:x{FIELD}password=secret{FIELD}fail-with=Busy{FIELD}latency-ms=1",
 )
 _ROW: Final = FIELD.join(
@@ -265,7 +270,8 @@ PARSERS: Final[dict[str, Parser]] = {
     "manage": Parser(
         feed_manage,
         "core.model manager drivers.file drivers.flags drivers.nfs_options drivers.nfs_remote"
-        " drivers.paths drivers.posix drivers.server drivers.simulated bus.systemd system.sentinel",
+        " drivers.paths drivers.posix drivers.server drivers.simulated bus.systemd system.sentinel"
+        " drivers.iscsi_options",
         _MANAGE,
     ),
     "cid": Parser(feed_cid, "names", ("x", "_20x", "_", "\u00fc.1", *INJECTIONS.values())),
@@ -280,6 +286,10 @@ PARSERS: Final[dict[str, Parser]] = {
     "words": Parser(feed_words, "system.mounting", tuple(map(Path.read_bytes, DATA.glob("*-2.*")))),
     "routes": Parser(netlink.feed_routes, "sources.routes", netlink.ROUTES),
     "iscsi": Parser(netlink.feed_iscsi, "sources.iscsi", netlink.SESSIONS),
+    "iscsi-login": Parser(iscsi.feed_answers, "system.iscsi_pdu system.iscsi_login", iscsi.ANSWERS),
+    "iscsi-nodes": Parser(iscsi.feed_records, "system.iscsi_nodes", iscsi.RECORDS),
+    "iscsiadm": Parser(iscsi.feed_iscsiadm, "system.iscsiadm", ("\x18iscsiadm: no\n",)),
+    "iscsi-sessions": Parser(iscsi.feed_sessions, "system.iscsi", iscsi.SESSIONS),
     "uevents": Parser(netlink.feed_uevents, "sources.uevents", netlink.DEVICES),
     "config": Parser(
         feed_config, "config", ("[Audit]\nIntervalSec=15min\n[Keepalive]\nIdleSec=1",)

@@ -38,6 +38,7 @@ OTHERS: Final = {
     "system.journal": "our own words, of which only lines are made",
     "system.mount_child": "a place that was read, and /proc",
     "system.resolve": "what getent(1) prints",
+    "system.usage": "what the kernel says of swap",
     "system.routes": "an address of resolve.py",
 }
 """The modules that cut text and are not in PARSERS, and what they cut instead."""

@@ -7,18 +7,24 @@ import tempfile
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from storaged_conn.bus.systemd import unit_name
 from storaged_conn.core.model import Record, Target
 from storaged_conn.drivers.file import FileDriver
 from storaged_conn.drivers.health import Health
+from storaged_conn.drivers.iscsi import IscsiDriver
+from storaged_conn.drivers.iscsi_recovery import Recovery, Spawn
+from storaged_conn.drivers.iscsi_view import SessionView
 from storaged_conn.drivers.mount import MountDriver
 from storaged_conn.drivers.nfs import NfsDriver
 from storaged_conn.drivers.posix import PosixDriver
 from storaged_conn.drivers.simulated import SimulatedDriver
 from storaged_conn.errors import RefusedError
 from storaged_conn.manager import Manager
+from storaged_conn.system.iscsi import Sessions
+from storaged_conn.system.iscsi_nodes import Nodes
+from storaged_conn.system.iscsiadm import Iscsiadm
 from storaged_conn.system.mountinfo import MountTable
 from storaged_conn.system.mounting import FORCED, Place
 from tests.drivers.nfs_world import FakeServers
@@ -96,11 +102,19 @@ class World:
         common = (self.table, self.directory / "run", [ROOT], self.mounter)
         health = Health(servers, start_nothing)
         self.mounts = [FileDriver(*common), PosixDriver(*common), NfsDriver(*common, health)]
-        drivers = [*self.mounts, SimulatedDriver(servers)]
+        drivers = [*self.mounts, SimulatedDriver(servers), self.iscsi(servers)]
         self.manager = Manager(drivers, (), Unkept(), start_nothing)
         self.signatures: dict[str, str] = {}
         for known in self.manager.option_table().values():
             self.signatures |= known
+
+    def iscsi(self, servers: FakeServers) -> IscsiDriver:
+        """Make the one driver that mounts nothing, on nothing."""
+        iscsiadm = Iscsiadm("/nonexistent/iscsiadm")
+        nodes = Nodes(iscsiadm, config=self.directory, locks=self.directory)
+        view = SessionView(Sessions(self.directory, self.directory), nodes, self.table)
+        recovery = Recovery(servers, cast("Spawn", start_nothing))
+        return IscsiDriver(view, iscsiadm, nodes, servers, recovery)
 
     def mounted(self, target: Target) -> Told | None:
         """Give what mount(8) would be told for a target, or None where nothing is mounted."""

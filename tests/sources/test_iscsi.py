@@ -13,6 +13,7 @@ from pyroute2.netlink import NETLINK_ISCSI, NETLINK_USERSOCK
 from storaged_conn.core.model import Topic
 from storaged_conn.sources.base import Look
 from storaged_conn.sources.iscsi import HOSTS, ISCSID, SETTLE, IscsiSource
+from storaged_conn.system.iscsi import Sessions
 from tests.sources.looks import Looks
 
 NLMSGHDR = Struct("=IHHII")
@@ -85,7 +86,7 @@ async def source(kernel: socket.socket, looks: Looks, tmp_path: Path) -> AsyncIt
 
 def source_of(kernel: socket.socket, hosts: Path) -> CountingSource:
     port, _ = kernel.getsockname()
-    return CountingSource(family=NETLINK_USERSOCK, sender=port, hosts=hosts)
+    return CountingSource(Sessions(hosts), family=NETLINK_USERSOCK, sender=port, hosts=hosts)
 
 
 def say(kernel: socket.socket, *messages: bytes) -> None:
@@ -190,7 +191,7 @@ async def test_a_kernel_without_iscsi_is_asked_once_and_the_journal_told(
     caplog.set_level(logging.INFO)
     with pytest.raises(OSError, match="Protocol not supported"):
         socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 31).close()
-    source = IscsiSource(family=31, hosts=tmp_path)
+    source = IscsiSource(Sessions(tmp_path), family=31, hosts=tmp_path)
     source.start(looks, looks.resync)
     source.open()
     source.close()
@@ -203,7 +204,7 @@ async def test_the_source_is_silent_on_a_host_without_iscsi(
     looks: Looks, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    source = IscsiSource()
+    source = IscsiSource(Sessions())
     source.start(looks, looks.resync)
     if source._socket:
         assert HOSTS.exists()

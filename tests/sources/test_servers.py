@@ -8,7 +8,7 @@ import pytest
 from storaged_conn.config import Keepalive
 from storaged_conn.core.model import Topic
 from storaged_conn.errors import ERROR_PREFIX
-from storaged_conn.sources.servers import KIND, ServerSource
+from storaged_conn.sources.servers import KIND, PORTAL, ServerSource
 from storaged_conn.system.servers import Servers
 from tests.caller import serving
 from tests.sources.looks import Looks
@@ -50,6 +50,25 @@ async def test_a_server_is_watched_while_somebody_cares_and_its_news_are_told(po
     await asyncio.wait(tasks)
     assert len(tasks) == 2
     assert looks.resyncs == 0
+
+
+async def test_a_portal_is_told_as_what_it_is(port: Port) -> None:
+    tasks: list[asyncio.Task[None]] = []
+
+    def spawn(work: object) -> asyncio.Task[None]:
+        assert asyncio.iscoroutine(work)
+        tasks.append(asyncio.create_task(work))
+        return tasks[-1]
+
+    source, looks = ServerSource(Servers(FakeRoutes(), Keepalive(), spawn)), Looks()
+    topic = Topic(PORTAL, port.address.text)
+    source.start(looks, looks.resync)
+    source.watch(topic)
+    assert await looks.of(*topic) is True
+    assert {one for one, _ in looks.heard} <= {topic}
+    source.unwatch(topic)
+    source.close()
+    await asyncio.wait(tasks)
 
 
 @pytest.mark.bus

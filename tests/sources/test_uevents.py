@@ -16,7 +16,7 @@ from pyroute2.netlink import NETLINK_KOBJECT_UEVENT
 
 from storaged_conn.core.model import Topic
 from storaged_conn.sources.base import Look
-from storaged_conn.sources.uevents import BATCH, CONTROL, UDEVD, UeventSource
+from storaged_conn.sources.uevents import BATCH, CONTROL, SESSIONS, UDEVD, UeventSource
 from storaged_conn.system.devices import device_node
 from tests import udevd
 from tests.fuzz import netlink
@@ -71,6 +71,7 @@ class FakeDevice:
     action: str = "change"
     subsystem: str = "block"
     sys_name: str = "sda"
+    device_path: str = "/devices/virtual/block/sda"
     device_node: str | None = "/dev/nonesuch"
     device_links: Iterable[str] = ()
     properties: Mapping[str, str] = field(default_factory=dict)
@@ -86,13 +87,13 @@ def looks() -> Looks:
 
 
 @pytest.fixture
-def appeared() -> list[str]:
+def told() -> list[str]:
     return []
 
 
 @pytest.fixture
-async def source(looks: Looks, appeared: list[str]) -> AsyncIterator[CountingSource]:
-    source = CountingSource({"iscsi_transport": lambda: appeared.append("iscsi")})
+async def source(looks: Looks, told: list[str]) -> AsyncIterator[CountingSource]:
+    source = CountingSource({"iscsi_transport": told.append, SESSIONS: told.append})
     source.start(looks, looks.resync)
     yield source
     source.close()
@@ -203,24 +204,30 @@ async def test_a_link_that_outlives_its_device_is_a_hint_since_it_leads_to_anoth
 
 
 @pytest.mark.parametrize("action", ["add", "change", "remove"])
-@pytest.mark.parametrize(
-    ("subsystem", "topic"),
-    [("nvme", Topic("nvme", "some0")), ("iscsi_session", Topic("iscsi", "some0"))],
-)
-async def test_a_controller_or_session_is_no_hint_since_attempts_make_them(
-    source: UeventSource, looks: Looks, action: str, subsystem: str, topic: Topic
+async def test_a_controller_is_no_hint_since_attempts_make_them(
+    source: UeventSource, looks: Looks, action: str
 ) -> None:
-    source._take(FakeDevice(action=action, subsystem=subsystem, sys_name="some0"))
-    assert looks.heard == [(topic, False)]
+    source._take(FakeDevice(action=action, subsystem="nvme", sys_name="some0"))
+    assert looks.heard == [(Topic("nvme", "some0"), False)]
 
 
-async def test_a_further_subsystem_calls_when_a_device_is_added(
-    source: UeventSource, looks: Looks, appeared: list[str]
+@pytest.mark.parametrize("action", ["add", "change", "remove"])
+async def test_what_is_of_a_further_subsystem_is_told_by_its_name(
+    source: UeventSource, looks: Looks, told: list[str], action: str
 ) -> None:
-    for action in ("change", "add", "remove"):
-        source._take(FakeDevice(action=action, subsystem="iscsi_transport"))
-    assert appeared == ["iscsi"]
+    source._take(FakeDevice(action=action, subsystem="iscsi_transport", sys_name="tcp"))
+    source._take(FakeDevice(action=action, subsystem="iscsi_session", sys_name="session1"))
+    assert told == ["tcp", "session1"]
     assert looks.heard == []
+
+
+async def test_the_session_of_a_disk_is_told_too(
+    source: UeventSource, looks: Looks, told: list[str]
+) -> None:
+    path = "/devices/platform/host3/session12/target3:0:0/3:0:0:1/block/sda"
+    source._take(FakeDevice(device_path=path))
+    assert told == ["session12"]
+    assert looks.heard
 
 
 # the start

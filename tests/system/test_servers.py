@@ -3,6 +3,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from functools import partial
 
 import pytest
 
@@ -23,6 +24,7 @@ from tests.system.ports import (
     FakeRoutes,
     News,
     Port,
+    connection_to,
     open_files,
     silent_port,
     soon,
@@ -308,3 +310,45 @@ async def test_after_a_sleep_all_connections_are_made_anew_at_once(world: World)
         await port.has_accepted(2)
         await world.hears(lost.address, None)
         assert world.told == []
+
+
+# portals
+
+
+async def test_a_portal_is_let_go_at_once_and_asked_anew_each_time(
+    world: World, port: Port
+) -> None:
+    world.servers.watch(port.address, holds=False)
+    await world.hears(port.address, None)
+    for times in range(2, 5):
+        async with world.servers.reach(port.address, holds=False) as address:
+            assert address == HOST
+        await port.has_accepted(times)
+    with pytest.raises(AssertionError, match="no connection"):
+        connection_to(port.port)
+    assert not world.told, "that it still answers is no news"
+
+
+async def test_a_portal_that_has_gone_is_found_out_by_who_asks_and_its_return_is_news(
+    world: World, port: Port
+) -> None:
+    world.servers.watch(port.address, holds=False)
+    await world.hears(port.address, None)
+    await port.kill()
+    await turns()
+    assert not world.told, "nobody asked"
+    with pytest.raises(ServerRefusedError):
+        async with world.servers.reach(port.address, holds=False):
+            pass
+    await world.hears(port.address, ServerRefusedError)
+    await port.open()
+    await world.hears(port.address, None)
+
+
+async def test_many_who_ask_a_portal_at_once_make_one_connection(world: World, port: Port) -> None:
+    world.servers.watch(port.address, holds=False)
+    await world.hears(port.address, None)
+    async with AsyncExitStack() as stack:
+        reach = partial(world.servers.reach, port.address, holds=False)
+        await asyncio.gather(*(stack.enter_async_context(reach()) for _ in range(AT_ONCE)))
+    assert port.accepts == 2

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`iscsi://HOST[:PORT]/IQN[;portal=TPGT][;lun=N]`: a session with a target, through open-iscsi.
+
+iscsid holds the sessions and brings them back; the kernel says how they are (iscsi_view.py). Ids
+that differ in their LUN share a session.
+
+A target is knocked at before iscsid is asked to log in: it says at once, and better than iscsiadm
+could, whether it is there. A session that is FAILED is iscsid's to bring back; where it does not,
+and nobody uses the disks, it is ended, and so made anew (iscsi_recovery.py).
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import ClassVar, Final
+from weakref import WeakValueDictionary
+
+from storaged_conn.core.model import Absent, Foreign, Observation, Present, Target, Topic, Value
+from storaged_conn.drivers.base import Driver, part
+from storaged_conn.drivers.iscsi_options import (
+    OPTIONS,
+    Remote,
+    interface,
+    login,
+    login_timeout,
+    read_options,
+    read_portal,
+    read_uri,
+    settings,
+    terms,
+    where,
+)
+from storaged_conn.drivers.iscsi_recovery import Recovery
+from storaged_conn.drivers.iscsi_view import SessionView
+from storaged_conn.errors import (
+    AttemptError,
+    AuthenticationError,
+    BusyError,
+    MissingError,
+    RefusedError,
+    TroubleError,
+)
+from storaged_conn.system.iscsi import FAILED, STATES, Session, Where
+from storaged_conn.system.iscsi_login import knock, list_targets, log_in
+from storaged_conn.system.iscsi_nodes import Nodes
+from storaged_conn.system.iscsi_pdu import Login
+from storaged_conn.system.iscsiadm import Iscsiadm
+from storaged_conn.system.resolve import is_address
+from storaged_conn.system.servers import Servers
+
+logger = logging.getLogger(__name__)
+
+ISCSID: Final = "/run/iscsid.pid"
+"""Comes when iscsid starts. Source: open-iscsi usr/initiator.h, PID_FILE."""
+
+
+class IscsiDriver(Driver):
+    """Logs in to iSCSI targets."""
+
+    options: ClassVar[Mapping[str, str]] = OPTIONS
+
+    def __init__(
+        self,
+        view: SessionView,
+        iscsiadm: Iscsiadm,
+        nodes: Nodes,
+        portals: Servers,
+        recovery: Recovery,
+    ) -> None:
+        """Log in to nothing yet."""
+        self._view = view
+        self._iscsiadm = iscsiadm
+        self._nodes = nodes
+        self._portals = portals
+        self._recovery = recovery
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._in_work: set[Where] = set()
+
+    def serves(self, scheme: str) -> bool:
+        """See Driver."""
+        return scheme == "iscsi"
+
+    def schemes(self) -> tuple[str, ...]:
+        """See Driver."""
+        return ("iscsi",)
+
+    def parse(self, uri: str, options: Mapping[str, Value]) -> Target:
+        """See Driver."""
+        return Target(read_uri(uri).uri, *part(read_options(options)))
+
+    def topics(self, target: Target) -> frozenset[Topic]:
+        """See Driver."""
+        remote = read_uri(target.uri)
+        session = f"{remote.server.text}/{remote.iqn}/{interface(target)}"
+        return frozenset(
+            {
+                Topic("portal", remote.server.text),
+                Topic("iscsi", remote.iqn),
+                Topic("directory", ISCSID),
+                Topic("session", session),
+            }
+        )
+
+    def clash(self, target: Target, other: Target) -> str:
+        """See Driver."""
+        if terms(target) == terms(other):
+            return ""
+        return f"options: {other.uri} is managed with others, and it is the same session"
+
+    async def observe(self, target: Target) -> Observation:
+        """See Driver."""
+        await self._view.recall(target)
+        session = self._view.find(target)
+        if session is None:
+            self._view.leave(target)
+            return Absent()
+        if session.state not in STATES:
+            return None
+        self._follow(target, session)
+        return await self._view.present(target, session)
+
+    async def connect(self, target: Target) -> Present:
+        """See Driver."""
+        if found := await self._adopt(target):
+            return found
+        async with self._turn(target):
+            try:
+                return await self._adopt(target) or await self._make(target)
+            except AttemptError:
+                if not self._view.find(target):  # else iscsid may be about to make it
+                    await self._remove_records(target)
+                raise
+
+    async def disconnect(self, target: Target, present: Present | None) -> None:
+        """See Driver; a session that others still want, or that others made, stays."""
+        await self._view.recall(target)
+        async with self._turn(target):
+            session = self._view.find(target)
+            if session is None:
+                await self._remove_records(target)
+            elif await self._view.is_ours(session) and not self._view.is_shared(target, session):
+                await self._end(target, session)
+            self._view.leave(target)
+
+    async def validate(self, target: Target) -> None:
+        """See Driver."""
+        remote = read_uri(target.uri)
+        who = await self._login(target, remote.iqn)
+        async with self._portals.reach(remote.server, holds=False) as address:
+            portal = remote.server._replace(host=address)
+            _check_group(remote, await knock(portal, who))
+            await log_in(portal, who)
+
+    async def discover(self, uri: str, options: Mapping[str, Value]) -> list[Mapping[str, Value]]:
+        """See Driver; a target is there once for each of its portals."""
+        server = read_portal(uri)
+        target = Target(uri, *part(read_options(options)))
+        who = await self._login(target, "")
+        async with self._portals.reach(server, holds=False) as address:
+            found = await list_targets(server._replace(host=address), who)
+        return [
+            {"uri": Remote(at.address, iqn).uri, "iqn": iqn, "hostname": at.address.host,
+             "port": at.address.port, "portal": at.group}
+            for iqn, portals in found.items() for at in portals
+        ]  # fmt: skip
+
+    def foreign(self) -> Iterable[Foreign]:
+        """See Driver."""
+        for session in self._view.all():
+            if session.where not in self._in_work and session.state in STATES:
+                yield self._view.listed(session)
+
+    # inside
+
+    def _turn(self, target: Target) -> asyncio.Lock:
+        """Give what lets one thing at a time be done with a session."""
+        remote = read_uri(target.uri)
+        key = f"{remote.server.text}/{remote.iqn}/{interface(target)}"
+        return self._turns.setdefault(key, asyncio.Lock())
+
+    def _follow(self, target: Target, session: Session) -> None:
+        """Have a failed session waited for."""
+        if session.state == FAILED:
+            portal = read_uri(target.uri).server
+            self._recovery.failed(session.name, portal, partial(self._give_up, target, session))
+        else:
+            self._recovery.forget(session.name)
+
+    async def _give_up(self, target: Target, failed: Session) -> bool:
+        """End a session that iscsid does not bring back, if it is ours and nobody is on its disks.
+
+        Returns:
+            Whether that is to be tried again.
+        """
+        async with self._turn(target):
+            session = self._view.find(target)
+            if session is None or (session.name, session.state) != (failed.name, FAILED):
+                return False
+            try:
+                if not await self._view.is_ours(session):
+                    return False
+                if not self._view.use_of(session):
+                    await self._log_out(session)
+            except AttemptError as error:
+                logger.warning("%s: it cannot be logged out: %s", session.name, error)
+        return not self._view.is_gone(session)
+
+    async def _adopt(self, target: Target) -> Present | None:
+        """Take what is there, unless it is just being made."""
+        await self._view.recall(target)
+        session = self._view.find(target)
+        if session is None or session.state not in STATES:
+            return None
+        self._follow(target, session)
+        return await self._view.present(target, session)
+
+    async def _make(self, target: Target) -> Present:
+        remote = read_uri(target.uri)
+        who = await self._login(target, remote.iqn)
+        if session := self._view.find(target):
+            raise BusyError(f"{session.name} is being made by somebody else; see iscsiadm(8)")
+        async with self._portals.reach(remote.server, holds=False) as address:
+            portal = remote.server._replace(host=address)
+            group = await knock(portal, who)
+            _check_group(remote, group)
+            if not is_address(remote.server.host):
+                self._view.addresses[remote.session_uri] = address
+            with self._hidden(where(target, address)) as place:
+                try:
+                    await self._log_in(target, place, group)
+                except RefusedError:
+                    await log_in(portal, who)  # which says why, and iscsid does not
+                    raise
+                if session := self._view.find(target):  # its state may follow a little later
+                    return await self._view.present(target, session)
+        raise TroubleError(f"{remote.iqn}: logged in, and no session is there; see iscsid(8)")
+
+    @contextmanager
+    def _hidden(self, place: Where) -> Iterator[Where]:
+        """Have the echo of what is done here not listed as somebody else's."""
+        self._in_work.add(place)
+        try:
+            yield place
+        finally:
+            self._in_work.discard(place)
+
+    async def _log_in(self, target: Target, where: Where, group: int) -> None:
+        before = where in await self._nodes.find(where.iqn)
+        await self._remove_records(target, where)  # where the name led to before
+        uri = read_uri(target.uri).session_uri
+        ours = await self._nodes.write(uri, where, group, settings(target))
+        made = await self._iscsiadm.login(where, group, login_timeout(target))
+        if session := self._view.find(target):
+            self._view.learn(session, ours=ours and (made or before))
+        if ours and not made and not before:
+            await self._nodes.remove(where)  # somebody else was faster
+
+    async def _end(self, target: Target, session: Session) -> None:
+        use = self._view.use_of(session)
+        if use and not target.option("force"):
+            raise BusyError(f"{session.name} is kept: {use}; unmount or release it")
+        await self._log_out(session)
+        self._recovery.forget(session.name)
+        await self._remove_records(target)
+
+    async def _log_out(self, session: Session) -> None:
+        await self._iscsiadm.logout(session.number)
+        if not self._view.is_gone(session):
+            raise BusyError(f"{session.name} is still being logged out; wait")
+
+    async def _remove_records(self, target: Target, but: Where | None = None) -> None:
+        """Remove the records that were made for this, of which no session is left."""
+        remote = read_uri(target.uri)
+        for found, uri in (await self._nodes.find(remote.iqn)).items():
+            mine = uri == remote.session_uri and found.interface == interface(target)
+            if mine and found != but:
+                await self._nodes.remove(found)
+
+    async def _login(self, target: Target, iqn: str) -> Login:
+        """Say who logs in: without a name, as the administrator has set for all.
+
+        Raises:
+            AuthenticationError: there is a name without its password.
+            UnusableError: this host has no name.
+        """
+        if target.option("username") and not target.secret("password"):
+            raise AuthenticationError("there is no 'password' for the 'username'; give it")
+        lines = {**self._nodes.defaults(), **settings(target)}
+        return login(lines, await self._nodes.initiator(interface(target)), iqn)
+
+
+def _check_group(remote: Remote, group: int) -> None:
+    if remote.group is not None and remote.group != group:
+        raise MissingError(f"the portal is of group {group}, not {remote.group}; see ';portal='")
