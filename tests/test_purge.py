@@ -9,6 +9,7 @@ from typing import Final
 
 import pytest
 
+from storaged_conn.system.iscsi_nodes import MARK
 from tests.live import DEADLINE
 from tests.mounts import cleaned, mounts_below, needs_root, tool
 
@@ -93,6 +94,18 @@ def test_what_is_still_mounted_is_told_and_never_touched(root: Path, how: tuple[
     assert [mount.target for mount in mounts_below(root)] == [str(place)]
     assert (source / "file").exists()
     assert ours(root) == {"run/storaged-conn"}
+
+
+@pytest.mark.parametrize("place", ["etc/iscsi", "var/lib/iscsi"])
+def test_a_session_that_is_left_is_told_and_keeps_its_record(root: Path, place: str) -> None:
+    ours, theirs = (root / place / f"nodes/iqn.x/10.9.0.2,3260,1/{name}" for name in ("a", "b"))
+    ours.parent.mkdir(parents=True)
+    ours.write_text(f"{MARK}iscsi://host/iqn.x\nnode.session.auth.password = secret\n")
+    theirs.write_text("node.session.auth.password = secret\n")
+    told = "storaged-conn: left logged in, with its node record: iscsi://host/iqn.x\n"
+    assert postrm(root, "purge") == told
+    assert ours.exists()
+    assert theirs.exists()
 
 
 def test_a_mount_point_that_somebody_has_written_to_is_kept(root: Path) -> None:
