@@ -193,7 +193,7 @@ class Manager:
         async with self._turns.take(cid):
             if cid in self._records:
                 raise AlreadyExistsError(f"connection_id {cid!r} is in use; choose another")
-            self._admit(target, client)
+            self._admit(driver, target, client)
             with self._reserved(driver, target):
                 await self._store.add(record)
             self._take_up(record, driver, target)
@@ -322,7 +322,7 @@ class Manager:
         driver, target, _ = self._parse(record.uri, written(record.options))
         return driver, target
 
-    def _admit(self, target: Target, client: Client) -> None:
+    def _admit(self, driver: Driver, target: Target, client: Client) -> None:
         """Refuse one connection too many, and storage that is somebody else's by its secrets."""
         if len(self._records) >= MAX_CONNECTIONS:
             raise LimitExceededError(f"{MAX_CONNECTIONS} connections are managed already")
@@ -331,11 +331,13 @@ class Manager:
         own = sum(record.owner == client.uid for record in self._records.values())
         if own >= MAX_OF_USER:
             raise LimitExceededError(f"you manage {MAX_OF_USER} connections already; unmanage some")
-        runner = self._runners.get(target)
-        if runner and not runner.admits(target, client.uid):
-            raise NotAuthorizedError(
-                "this storage is connected with the secrets of another user; give the same ones"
-            )
+        sharing = {one for place in _places(driver, target) for one in self._owners(place)}
+        for other in {target} | {one for one in sharing if not driver.clash(target, one)}:
+            runner = self._runners.get(other)
+            if runner and not runner.admits(target, client.uid):
+                raise NotAuthorizedError(
+                    "this storage is connected with the secrets of another user; give the same ones"
+                )
 
     @contextmanager
     def _reserved(self, driver: Driver, target: Target) -> Iterator[None]:

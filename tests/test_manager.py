@@ -383,6 +383,17 @@ async def test_an_id_that_has_changed_hands_is_not_ended_for_its_former_owner(
     await stage.manager.unmanage("a", CLIENT.uid)
 
 
+async def test_the_session_of_one_user_opens_nothing_for_another(stage: Stage) -> None:
+    other = replace(CLIENT, uid=1001)
+    given: dict[str, Given] = {"session": ("s", "x"), "password": ("ay", b"secret")}
+    await stage.manager.manage("fake:a", "a", given, CLIENT)
+    bad: list[dict[str, Given]] = [{}, {"password": ("ay", b"guess")}]
+    for wrong in bad:
+        with pytest.raises(NotAuthorizedError, match="secrets of another user"):
+            await stage.manager.manage("fake:b", "b", {"session": ("s", "x"), **wrong}, other)
+    await stage.manager.manage("fake:b", "b", given, other)
+
+
 async def test_the_secrets_of_one_user_open_nothing_for_another(stage: Stage) -> None:
     other, root = replace(CLIENT, uid=1001), replace(CLIENT, uid=0, trusted=True)
     given: dict[str, Given] = {"password": ("ay", b"secret")}

@@ -247,8 +247,7 @@ class IscsiDriver(Driver):
             self._in_work.discard(place)
 
     async def _log_in(self, target: Target, where: Where, group: int) -> None:
-        before = where in await self._nodes.find(where.iqn)
-        await self._remove_records(target, where)  # where the name led to before
+        before = where in await self._remove_records(target, where)  # those of another address
         uri = read_uri(target.uri).session_uri
         ours = await self._nodes.write(uri, where, group, settings(target))
         made = await self._iscsiadm.login(where, group, login_timeout(target))
@@ -270,13 +269,19 @@ class IscsiDriver(Driver):
         if not self._view.is_gone(session):
             raise BusyError(f"{session.name} is still being logged out; wait")
 
-    async def _remove_records(self, target: Target, but: Where | None = None) -> None:
-        """Remove the records that were made for this, of which no session is left."""
+    async def _remove_records(self, target: Target, but: Where | None = None) -> set[Where]:
+        """Remove the records that were made for this, of which no session is left.
+
+        Returns:
+            All that were there.
+        """
         remote = read_uri(target.uri)
-        for found, uri in (await self._nodes.find(remote.iqn)).items():
+        records = await self._nodes.find(remote.iqn)
+        for found, uri in records.items():
             mine = uri == remote.session_uri and found.interface == interface(target)
             if mine and found != but:
                 await self._nodes.remove(found)
+        return set(records)
 
     async def _login(self, target: Target, iqn: str) -> Login:
         """Say who logs in: without a name, as the administrator has set for all.

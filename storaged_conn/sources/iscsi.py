@@ -134,12 +134,13 @@ class IscsiSource(Source):
     def start(self, look: Look, resync: Callable[[], None]) -> None:
         """See Source."""
         self._look, self._resync = look, resync
+        self._table.changed = self._look_at
         self._open()
 
     def hear(self, session: str) -> None:
         """Learn from elsewhere that there is news about a session, which sysfs shows by now."""
         if self._look:
-            self._tell_of(session)
+            self._table.refresh(session)
 
     def open(self, transport: str = "") -> None:
         """Begin to listen if the kernel can do iSCSI by now; to be called when it may have come.
@@ -219,18 +220,17 @@ class IscsiSource(Source):
                 self._timers[key] = loop.call_later(delay, self._tell, key)
 
     def _tell(self, key: tuple[str, float]) -> None:
-        assert self._look is not None
         assert self._resync is not None
         del self._timers[key]
         session, _ = key
         if session == ALL:
+            for name in tuple(self._table.all()):
+                self._table.refresh(name)
             self._resync()
         else:
-            self._tell_of(session)
+            self._table.refresh(session)
 
-    def _tell_of(self, session: str) -> None:
+    def _look_at(self, iqn: str) -> None:
         """Have all that is about a target looked at, since a name of the kernel's is nobody's."""
-        assert self._look is not None
-        before, now = self._table.known(session), self._table.refresh(session)
-        for one in {one.where.iqn for one in (before, now) if one} or {session}:
-            self._look(Topic(KIND, one), hint=False)
+        if self._look:
+            self._look(Topic(KIND, iqn), hint=False)

@@ -9,7 +9,7 @@ Source: drivers/scsi/scsi_transport_iscsi.c, iscsi_session_attrs and iscsi_conn_
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,11 +94,13 @@ class Sessions:
 
     Attributes:
         sys: where sysfs is.
+        changed: is called with the target's name when anything about a session is found to differ.
     """
 
     def __init__(self, sys: Path = SYS, udev: Path = UDEV) -> None:
         """Nothing is known before the first look-up."""
         self.sys = sys
+        self.changed: Callable[[str], None] = lambda iqn: None
         self._class = sys / "class/iscsi_session"
         self._connections = sys / "class/iscsi_connection"
         self._udev = udev
@@ -108,23 +110,23 @@ class Sessions:
         """Give all sessions by their names; those that are new are read, the others are not."""
         there = self._names()
         for name in self._known.keys() - there:
-            del self._known[name]
+            self.changed(self._known.pop(name).where.iqn)
         for name in sorted(there - self._known.keys()):
             self.refresh(name)
         return self._known
 
     def refresh(self, name: str) -> Session | None:
         """Read one session again; None where it is gone, or only just being made."""
-        session = self._read(name)
-        if session is None:
-            self._known.pop(name, None)
-        elif session != self._known.get(name):  # else it stays the same object, as others know it
-            self._known[name] = session
-        return self._known.get(name)
-
-    def known(self, name: str) -> Session | None:
-        """Give a session as it was read last."""
-        return self._known.get(name)
+        before, now = self._known.get(name), self._read(name)
+        if now == before:
+            return before  # the same object, as others know it
+        if now:
+            self._known[name] = now
+        else:
+            del self._known[name]
+        for iqn in {one.where.iqn for one in (before, now) if one}:
+            self.changed(iqn)
+        return now
 
     def of_target(self, iqn: str) -> list[Session]:
         """Read all sessions with a target again."""

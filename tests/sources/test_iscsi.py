@@ -47,6 +47,13 @@ ABOUT_SESSIONS = {
 NO_SESSION = (0, 11, 103, 107, 108, 110, 111, 2**32 - 1)
 
 
+class Changing(Sessions):
+    """Finds something new about a session whenever it is read, and names targets as sessions."""
+
+    def refresh(self, name: str) -> None:
+        self.changed(name)
+
+
 class CountingSource(IscsiSource):
     """Counts how often the loop calls it."""
 
@@ -86,7 +93,7 @@ async def source(kernel: socket.socket, looks: Looks, tmp_path: Path) -> AsyncIt
 
 def source_of(kernel: socket.socket, hosts: Path) -> CountingSource:
     port, _ = kernel.getsockname()
-    return CountingSource(Sessions(hosts), family=NETLINK_USERSOCK, sender=port, hosts=hosts)
+    return CountingSource(Changing(hosts), family=NETLINK_USERSOCK, sender=port, hosts=hosts)
 
 
 def say(kernel: socket.socket, *messages: bytes) -> None:

@@ -108,9 +108,6 @@ def test_only_what_is_refreshed_is_read_again(tree: Tree) -> None:
     assert refreshed
     assert refreshed.state == "FAILED"
     assert [one.state for one in tree.sessions.all().values()] == ["LOGGED_IN", "FAILED"]
-    known = tree.sessions.known("session1")
-    assert known
-    assert known.state == "LOGGED_IN"
 
 
 def test_what_is_gone_is_forgotten_and_what_is_new_is_found(tree: Tree) -> None:
@@ -119,7 +116,25 @@ def test_what_is_gone_is_forgotten_and_what_is_new_is_found(tree: Tree) -> None:
     shutil.rmtree(tree.ground / "sys/class/iscsi_session/session1")
     tree.session(2)
     assert list(tree.sessions.all()) == ["session2"]
-    assert tree.sessions.known("session1") is None
+
+
+def test_only_what_differs_is_told(tree: Tree) -> None:
+    told: list[str] = []
+    tree.sessions.changed = told.append
+    tree.session(1)
+    tree.session(2, iqn="iqn.2003-01.org:other")
+    tree.sessions.all()
+    for _ in range(3):
+        before = tree.sessions.refresh("session1")
+        assert tree.sessions.refresh("session1") is before
+    tree.session(1, state="FAILED")
+    tree.sessions.refresh("session1")
+    tree.sessions.refresh("session9")
+    shutil.rmtree(tree.ground / "sys/class/iscsi_session/session2")
+    tree.sessions.all()
+    shutil.rmtree(tree.ground / "sys/class/iscsi_session/session1")
+    tree.sessions.refresh("session1")
+    assert told == [IQN, "iqn.2003-01.org:other", IQN, "iqn.2003-01.org:other", IQN]
 
 
 def test_the_sessions_of_a_target_are_read_anew(tree: Tree) -> None:
