@@ -56,6 +56,12 @@ ISCSID: Final = "/run/iscsid.pid"
 """Comes when iscsid starts. Source: open-iscsi usr/initiator.h, PID_FILE."""
 
 
+LOOKS: Final = 50
+BETWEEN: Final = 0.02
+"""How often, and with how many seconds between, to look whether what was logged out is gone: some
+10 ms after iscsiadm has ended, of which the kernel's message may come too early to be of use."""
+
+
 class IscsiDriver(Driver):
     """Logs in to iSCSI targets."""
 
@@ -119,7 +125,8 @@ class IscsiDriver(Driver):
         if session.state not in STATES:
             return None
         self._follow(target, session)
-        return await self._view.present(target, session)
+        found = await self._view.present(target, session)
+        return found if not found.ours or await self._is_own(target, session) else Absent()
 
     async def connect(self, target: Target) -> Present:
         """See Driver."""
@@ -140,7 +147,7 @@ class IscsiDriver(Driver):
             session = self._view.find(target)
             if session is None:
                 await self._remove_records(target)
-            elif await self._view.is_ours(session) and not self._view.is_shared(target, session):
+            elif await self._is_own(target, session) and not self._view.is_shared(target, session):
                 await self._end(target, session)
             self._view.leave(target)
 
@@ -199,7 +206,7 @@ class IscsiDriver(Driver):
             if session is None or (session.name, session.state) != (failed.name, FAILED):
                 return False
             try:
-                if not await self._view.is_ours(session):
+                if not await self._view.owner(session):
                     return False
                 if not self._view.use_of(session):
                     await self._log_out(session)
@@ -214,7 +221,15 @@ class IscsiDriver(Driver):
         if session is None or session.state not in STATES:
             return None
         self._follow(target, session)
-        return await self._view.present(target, session)
+        found = await self._view.present(target, session)
+        if found.ours and not await self._is_own(target, session):
+            self._view.leave(target)
+            raise BusyError(f"{session.name} is connected under another URI; manage it under that")
+        return found
+
+    async def _is_own(self, target: Target, session: Session) -> bool:
+        """Say whether we have made a session for this, or for what shares it."""
+        return await self._view.owner(session) == read_uri(target.uri).session_uri
 
     async def _make(self, target: Target) -> Present:
         remote = read_uri(target.uri)
@@ -227,6 +242,8 @@ class IscsiDriver(Driver):
             _check_group(remote, group)
             if not is_address(remote.server.host):
                 self._view.addresses[remote.session_uri] = address
+                if found := await self._adopt(target):
+                    return found
             with self._hidden(where(target, address)) as place:
                 try:
                     await self._log_in(target, place, group)
@@ -252,7 +269,7 @@ class IscsiDriver(Driver):
         ours = await self._nodes.write(uri, where, group, settings(target))
         made = await self._iscsiadm.login(where, group, login_timeout(target))
         if session := self._view.find(target):
-            self._view.learn(session, ours=ours and (made or before))
+            self._view.learn(session, uri if ours and (made or before) else "")
         if ours and not made and not before:
             await self._nodes.remove(where)  # somebody else was faster
 
@@ -266,8 +283,11 @@ class IscsiDriver(Driver):
 
     async def _log_out(self, session: Session) -> None:
         await self._iscsiadm.logout(session.number)
-        if not self._view.is_gone(session):
-            raise BusyError(f"{session.name} is still being logged out; wait")
+        for _ in range(LOOKS):
+            if self._view.is_gone(session):
+                return
+            await asyncio.sleep(BETWEEN)
+        raise BusyError(f"{session.name} is still being logged out; wait")
 
     async def _remove_records(self, target: Target, but: Where | None = None) -> set[Where]:
         """Remove the records that were made for this, of which no session is left.

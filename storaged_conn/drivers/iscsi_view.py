@@ -33,7 +33,7 @@ class SessionView:
         self._sessions = sessions
         self._nodes = nodes
         self._mounts = mounts
-        self._ours: dict[str, bool] = {}
+        self._ours: dict[str, str] = {}
         self._users: dict[str, set[Target]] = {}
         self._listed: dict[str, tuple[Session, bool, Foreign]] = {}
 
@@ -68,24 +68,24 @@ class SessionView:
         """Look whether the kernel does not have a session any more."""
         return self._sessions.refresh(session.name) is None
 
-    async def is_ours(self, session: Session) -> bool:
-        """Say whether it was this service that made a session.
+    async def owner(self, session: Session) -> str:
+        """Say for which URI this service has made a session; nothing if it has not.
 
         Raises:
             AttemptError: nobody knows where the records are.
         """
         if session.name not in self._ours:
             records = await self._nodes.find(session.where.iqn)
-            self.learn(session, ours=session.where in records)
+            self.learn(session, records.get(session.where, ""))
         return self._ours[session.name]
 
-    def learn(self, session: Session, *, ours: bool) -> None:
-        """Remember whose a session is, and forget those that are gone."""
+    def learn(self, session: Session, uri: str) -> None:
+        """Remember for what we have made a session, and forget those that are gone."""
         there = self._sessions.all()
         self._ours = {name: known for name, known in self._ours.items() if name in there}
         self._users = {name: users for name, users in self._users.items() if name in there}
         self._listed = {name: known for name, known in self._listed.items() if name in there}
-        self._ours[session.name] = ours
+        self._ours[session.name] = uri
 
     def leave(self, target: Target) -> None:
         """Learn that a target uses no session any more."""
@@ -112,7 +112,7 @@ class SessionView:
         """
         # before anybody else has his turn, who may be about to end it
         self._users.setdefault(session.name, set()).add(target)
-        if not await self.is_ours(session):
+        if not await self.owner(session):
             self.leave(target)
         remote, wanted = read_uri(target.uri), luns(target)
         ready = {disk.lun for disk in session.disks if disk.names}
@@ -126,7 +126,7 @@ class SessionView:
 
         All are listed whenever anything happens on the host.
         """
-        ours = self._ours.get(session.name, False)
+        ours = bool(self._ours.get(session.name))
         known = self._listed.get(session.name)
         if known and known[0] is session and known[1] == ours:
             return known[2]
@@ -143,7 +143,7 @@ class SessionView:
         place = session.where
         return Present(
             f"iscsi-session-{session.number}",
-            ours=self._ours.get(session.name, False),
+            ours=bool(self._ours.get(session.name)),
             responsive=session.state != FAILED,
             devices=tuple(name for disk in disks for name in disk.names),
             pending=pending,

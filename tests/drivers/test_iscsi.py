@@ -354,6 +354,21 @@ async def test_one_that_has_lost_the_session_keeps_it_from_nobody(world: World) 
     assert world.numbers() == []
 
 
+async def test_a_session_of_ours_is_not_shared_under_another_name(world: World) -> None:
+    one, other = world.target(), world.target(host="target.example")
+    first = await world.driver.connect(one)
+    for _ in range(2):
+        with pytest.raises(BusyError, match="another URI"):
+            await world.driver.connect(other)
+        assert len(world.records()) == 1
+    assert await world.driver.observe(other) == Absent()
+    await world.driver.disconnect(other, None)
+    assert world.numbers() == ["session1"]
+    await world.driver.disconnect(one, first)
+    assert (world.numbers(), world.records()) == ([], [])
+    await world.driver.connect(other)
+
+
 async def test_after_a_restart_those_that_connect_share_again(world: World) -> None:
     one, two = world.target(), world.target(";lun=1")
     first = await world.driver.connect(one)
