@@ -55,6 +55,10 @@ MAX_OF_USER: Final = 256
 PLACES: Final = frozenset({"mount", "session"})
 """The topics of which connections may have to get along with each other; see Driver.clash."""
 
+UNLISTED: Final = frozenset({"directory", "portal", "server", "source"})
+"""The topics of which no news makes or ends a connection of the host's: those of what may be
+connected. A disk that comes sends ten of them, and for each of the others all are listed."""
+
 COMMON_OPTIONS: Final = {"lifetime": "s"}
 """The options that every scheme has."""
 
@@ -150,7 +154,8 @@ class Manager:
         """Have the connections that a topic concerns looked at again; see sources.base.Look."""
         for runner in tuple(self._concerned.get(topic, ())):
             runner.look(hint=hint)
-        self._unmanaged.refresh_soon()
+        if topic.kind not in UNLISTED:
+            self._unmanaged.refresh_soon()
 
     def resync(self) -> None:
         """Have everything looked at again, and tried, after events may have been lost."""

@@ -8,6 +8,7 @@ record.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from storaged_conn.core.model import Target, Value
@@ -100,6 +101,7 @@ def write_server(server: Address) -> str:
     return server.text.removesuffix(f":{PORT}") if server.port == PORT else server.text
 
 
+@lru_cache(maxsize=1024)
 def read_uri(uri: str) -> Remote:
     """Read a URI.
 
