@@ -129,7 +129,7 @@ def test_the_unit_exposes_no_more_than_it_must(verifiable: Path) -> None:
 def test_nothing_in_the_unit_hides_storage_or_mount_points() -> None:
     hiding = re.compile(
         # Source: systemd.exec(5), "Sandboxing" and "Paths"; /tmp and /home may hold images.
-        "(Private(Tmp|Devices|Network|Users|IPC)|Protect(Home|KernelTunables|KernelModules)"
+        "(Private(Tmp|Devices|Network|Users|IPC)|Protect(Home|KernelModules)"
         "|ProcSubset|Root(Directory|Image).*|TemporaryFileSystem|DynamicUser|InaccessiblePaths)"
     )
     assert [name for name in unit() if hiding.fullmatch(name)] == []
