@@ -7,7 +7,7 @@ which remove the package.
 """
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +15,9 @@ import pytest
 
 from tests.caller import Caller, calling
 from tests.shell import Shell
+from tests.vm.guest.initiator import records, sessions
+from tests.vm.guest.steps import leave
+from tests.vm.guest.targets import Lio, Targets, Tgt
 from tests.vm.guest.units import SYSTEM_BUS, start
 
 FIRST: Final = os.environ.get("GUEST_BOOT", "1") == "1"
@@ -60,3 +63,30 @@ async def caller() -> AsyncIterator[Caller]:
 def shell() -> Shell:
     """Give busctl and gdbus on the system bus."""
     return Shell(SYSTEM_BUS)
+
+
+@pytest.fixture(scope="module", params=[Tgt, Lio])
+def machine(request: pytest.FixtureRequest) -> Iterator[Targets]:
+    """Give a machine that serves iSCSI targets, once for each kind."""
+    with request.param() as machine:
+        machine.start()
+        yield machine
+
+
+@pytest.fixture
+def iqn(machine: Targets) -> Iterator[str]:
+    """Give a target with one disk."""
+    iqn = machine.offer("disk")
+    yield iqn
+    machine.withdraw(iqn)
+
+
+@pytest.fixture
+async def client(machine: Targets, iqn: str, caller: Caller) -> AsyncIterator[Caller]:
+    """Give a client that leaves no iSCSI behind, while `iqn` is still there."""
+    assert iqn
+    assert machine.serves
+    yield caller
+    await leave(caller)
+    assert not sessions()
+    assert not records()

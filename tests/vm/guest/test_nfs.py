@@ -21,6 +21,7 @@ from tests.live import DEADLINE
 from tests.mounts import table
 from tests.shell import Shell
 from tests.shell import show as say
+from tests.vm.guest.steps import connected, leave, since
 from tests.vm.guest.storage import Server
 from tests.vm.guest.units import UNIT, owners, restarted, show, tool
 
@@ -63,15 +64,6 @@ async def client(server: Server, caller: Caller) -> AsyncIterator[Caller]:
     await leave(caller)
 
 
-async def leave(caller: Caller) -> None:
-    """Unmanage everything, and return when it is disconnected."""
-    managed = await caller.managed()
-    for cid in managed:
-        await caller.unmanage(cid)
-    for uri in {one["Uri"] for one in managed.values()}:
-        await caller.gone(uri)
-
-
 @contextmanager
 def silent(*servers: Server) -> Iterator[float]:
     """Cut the servers off behind their switches; gives when that was."""
@@ -105,18 +97,6 @@ def foreign(source: str, place: Path) -> Iterator[Path]:
     finally:
         tool("umount", "--lazy", place)
         place.rmdir()
-
-
-async def connected(caller: Caller, cid: str) -> dict[str, Any]:
-    return await caller.until(cid, State="connected")
-
-
-async def since(caller: Caller, cid: str, begun: float, state: str) -> float:
-    """Give the seconds after which a connection came to a state."""
-    found = await caller.until(cid, State=state)
-    seconds = float(found["StateSince"]) / 1e6 - begun
-    say(f"{cid}: {state} after {seconds:.2f} s")
-    return seconds
 
 
 def mounted() -> dict[str, str]:
