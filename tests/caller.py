@@ -227,9 +227,11 @@ class Caller:
 
 
 def given(options: dict[str, object]) -> dict[str, object]:
-    """Turn keyword arguments into options."""
+    """Turn keyword arguments into options; bytes are secrets."""
     named = {name.replace("_", "-"): value for name, value in options.items()}
-    return dict(wire.variant("a{sv}", named).value)
+    secrets = {name: one for name, one in named.items() if isinstance(one, bytes)}
+    plain = wire.variant("a{sv}", {name: named[name] for name in named.keys() - secrets.keys()})
+    return {**plain.value, **{name: wire.Variant("ay", one) for name, one in secrets.items()}}
 
 
 @asynccontextmanager
