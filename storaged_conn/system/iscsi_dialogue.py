@@ -121,7 +121,13 @@ class Dialogue:
         Raises:
             AttemptError: the target says no, or cannot be understood.
         """
-        said = await self.open(login, login.methods)
+        try:
+            said = await self.open(login, login.methods)
+        except (EOFError, ConnectionResetError):
+            if login.password:
+                raise
+            # LIO says no more where it wants CHAP: drivers/target/iscsi, iscsi_check_value()
+            raise AuthenticationError(f"{self._where}: no login without a password") from None
         if self.status[0] == 1:
             return said
         self.check()
