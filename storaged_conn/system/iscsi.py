@@ -143,8 +143,9 @@ class Sessions:
         try:
             known = self._known.get(name)
             is_made = known is not None and known.state in STATES
-            session = known if known and is_made else self._read_static(name)
+            # first, since only what is logged in has been told all of what it is
             state = _line(self._class / name / "state")
+            session = known if known and is_made else self._read_static(name)
             devices = list(self._devices(name))
             disks = sorted(self._disks(devices), key=lambda disk: disk.lun)
         except (OSError, ValueError):

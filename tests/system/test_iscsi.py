@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from storaged_conn.system import iscsi
 from storaged_conn.system.iscsi import Disk, Session, Sessions, Where
 
 IQN = "iqn.2003-01.org:disk"
@@ -85,6 +86,24 @@ def test_what_a_session_is_told_late_is_read_late(tree: Tree) -> None:
     session = tree.sessions.refresh("session1")
     assert session
     assert (session.portal, session.where.interface) == (7, "eth7")
+
+
+def test_a_session_that_is_told_all_while_it_is_read_is_read_again(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.session(1, state="FREE", tpgt="0")
+
+    def read(path: Path) -> str:
+        text = path.read_text().strip()
+        if path.name == "tpgt":
+            tree.session(1, tpgt="7")
+        return text
+
+    monkeypatch.setattr(iscsi, "_line", read)
+    assert tree.sessions.all()["session1"].portal == 0
+    session = tree.sessions.refresh("session1")
+    assert session
+    assert (session.portal, session.state) == (7, "LOGGED_IN")
 
 
 def test_a_session_that_was_given_up_by_the_kernel_has_failed(tree: Tree) -> None:
