@@ -4,9 +4,10 @@
 iscsid holds the sessions and brings them back; the kernel says how they are (iscsi_view.py). Ids
 that differ in their LUN share a session.
 
-A target is knocked at before iscsid is asked to log in: it says at once, and better than iscsiadm
-could, whether it is there. A session that is FAILED is iscsid's to bring back; where it does not,
-and nobody uses the disks, it is ended, and so made anew (iscsi_recovery.py).
+A portal must answer before iscsid is asked to log in. Where that fails, the target is asked why: it
+says so better than iscsiadm can; not before, since LIO serves one login after the other. A session
+that is FAILED is iscsid's to bring back; where it does not, and nobody uses the disks, it is ended,
+and so made anew (iscsi_recovery.py).
 """
 
 import asyncio
@@ -40,7 +41,9 @@ from storaged_conn.errors import (
     BusyError,
     MissingError,
     RefusedError,
+    TimedOutError,
     TroubleError,
+    UnreachableError,
 )
 from storaged_conn.system.iscsi import FAILED, STATES, Session, Where
 from storaged_conn.system.iscsi_login import knock, list_targets, log_in
@@ -48,6 +51,7 @@ from storaged_conn.system.iscsi_nodes import Nodes
 from storaged_conn.system.iscsi_pdu import Login
 from storaged_conn.system.iscsiadm import Iscsiadm
 from storaged_conn.system.resolve import is_address
+from storaged_conn.system.sentinel import Address
 from storaged_conn.system.servers import Servers
 
 logger = logging.getLogger(__name__)
@@ -55,6 +59,17 @@ logger = logging.getLogger(__name__)
 ISCSID: Final = "/run/iscsid.pid"
 """Comes when iscsid starts. Source: open-iscsi usr/initiator.h, PID_FILE."""
 
+USUAL_GROUP: Final = 1
+"""The portal group that is tried where none is given: most targets have this one alone."""
+
+UNEXPLAINED: Final = (
+    RefusedError,
+    MissingError,
+    TroubleError,
+    TimedOutError,
+    UnreachableError,
+)
+"""What iscsiadm says for many reasons."""
 
 LOOKS: Final = 50
 BETWEEN: Final = 0.02
@@ -237,22 +252,32 @@ class IscsiDriver(Driver):
         if session := self._view.find(target):
             raise BusyError(f"{session.name} is being made by somebody else; see iscsiadm(8)")
         async with self._portals.reach(remote.server, holds=False) as address:
-            portal = remote.server._replace(host=address)
-            group = await knock(portal, who)
-            _check_group(remote, group)
             if not is_address(remote.server.host):
                 self._view.addresses[remote.session_uri] = address
                 if found := await self._adopt(target):
                     return found
             with self._hidden(where(target, address)) as place:
-                try:
-                    await self._log_in(target, place, group)
-                except RefusedError:
-                    await log_in(portal, who)  # which says why, and iscsid does not
-                    raise
+                await self._enter(target, who, place)
                 if session := self._view.find(target):  # its state may follow a little later
                     return await self._view.present(target, session)
         raise TroubleError(f"{remote.iqn}: logged in, and no session is there; see iscsid(8)")
+
+    async def _enter(self, target: Target, who: Login, place: Where) -> None:
+        """Log in; only where that fails, the target is asked why, and for its portal group."""
+        remote = read_uri(target.uri)
+        group = USUAL_GROUP if remote.group is None else remote.group
+        try:
+            await self._log_in(target, place, group)
+        except UNEXPLAINED as error:
+            portal = Address(place.address, place.port)
+            told = await knock(portal, who)
+            _check_group(remote, told)
+            if told == group:
+                if isinstance(error, RefusedError):
+                    await log_in(portal, who)
+                raise
+            await self._nodes.remove(place)
+            await self._log_in(target, place, told)
 
     @contextmanager
     def _hidden(self, place: Where) -> Iterator[Where]:

@@ -57,6 +57,7 @@ if [ -e login ]; then echo "iscsiadm: it was said" >&2; exit "$(cat login)"; fi
 IFS=:, read -r address port group <<END
 $portal
 END
+if [ -e group ] && [ "$(cat group)" != "$group" ]; then exit 19; fi
 for one in sys/class/iscsi_session/*; do
     if [ -e "$one" ]; then
         [ "$(cat "$one/targetname")" != "$iqn" ] || exit 15

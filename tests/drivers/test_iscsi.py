@@ -129,12 +129,17 @@ async def test_an_interface_is_copied_from_its_record(world: World) -> None:
     assert world.argv()[-1].endswith("-I eth7 --login")
 
 
-async def test_a_target_that_is_not_there_is_not_asked_of_iscsid(world: World) -> None:
+async def test_a_target_that_is_not_there_says_so(world: World) -> None:
     del world.portal.targets[IQN]
+    world.write("login", "19")
     with pytest.raises(MissingError):
         await world.driver.connect(world.target())
-    assert not world.argv()
     assert not world.records()
+
+
+async def test_the_target_is_asked_only_where_the_login_fails(world: World) -> None:
+    await world.driver.connect(world.target())
+    assert not world.portal.said
 
 
 async def test_a_portal_that_is_down_is_not_asked_of_iscsid(world: World) -> None:
@@ -146,10 +151,19 @@ async def test_a_portal_that_is_down_is_not_asked_of_iscsid(world: World) -> Non
 
 async def test_another_portal_group_is_missing(world: World) -> None:
     world.portal.group = 2
+    world.write("group", "2")
     with pytest.raises(MissingError, match="group 2, not 1"):
         await world.driver.connect(world.target(";portal=1"))
     await world.driver.connect(world.target(";portal=2"))
-    assert "10.0.0.1,3260,1" not in world.records()
+    assert all(",1/" not in record for record in world.records())
+
+
+async def test_a_portal_group_that_is_not_given_is_that_of_the_portal(world: World) -> None:
+    world.portal.group = 2
+    world.write("group", "2")
+    await world.driver.connect(world.target())
+    (record,) = world.records()
+    assert ",2/" in record
 
 
 @pytest.mark.parametrize(
@@ -445,6 +459,7 @@ async def test_what_cannot_be_made_again_leaves_no_record(world: World) -> None:
     world.end_session()
     assert world.records()
     del world.portal.targets[IQN]
+    world.write("login", "19")
     with pytest.raises(MissingError):
         await world.driver.connect(target)
     assert not world.records()
