@@ -79,6 +79,7 @@ def test_a_dead_server_did_not_hold_up_the_shutdown_for_long() -> None:
 @pytest.mark.after_reboot
 async def test_a_server_that_comes_after_the_reboot_is_connected_though_nothing_is_online() -> None:
     """A job that waits, as network-online.target does for a network, holds up nothing."""
+    tool("systemctl", "stop", "network-online.target")  # open-iscsi.service has wanted it
     hold = ("systemd-run", "--quiet", "--no-block", "--unit=late", "--service-type=oneshot")
     tool(*hold, "--property=Before=network-online.target", "sleep", "infinity")
     tool("systemctl", "start", "--no-block", "network-online.target")
