@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """iSCSI targets that die and come back, beside a session that iscsid alone looks after.
 
-What the kernel says and when is from its own trace. When the service knew it is StateSince.
+What the kernel says and when is from its own log. When the service knew it is StateSince.
 """
 
 import asyncio
