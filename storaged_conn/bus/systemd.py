@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from storaged_conn.bus.connection import Bus, BusLostError, CallError
-from storaged_conn.bus.wire import Field, Flag, Kind, Message, Variant, marshal
+from storaged_conn.bus.wire import Field, Message, Variant
 from storaged_conn.errors import (
     AttemptError,
     BusyError,
@@ -224,16 +224,8 @@ class SystemdMounter:
 
     def _give_up(self, unit: str) -> None:
         """Have PID 1 kill what it runs for a unit, and do not wait for it."""
-        fields: dict[int, Any] = {
-            Field.PATH: PATH,
-            Field.INTERFACE: MANAGER,
-            Field.MEMBER: "StopUnit",
-            Field.DESTINATION: SYSTEMD,
-            Field.SIGNATURE: "ss",
-        }
-        call = Message(Kind.CALL, Flag.NO_REPLY_EXPECTED, 0, fields, marshal("ss", [unit, MODE]))
         with suppress(BusLostError):
-            self._bus.send(call)
+            self._bus.send_off((SYSTEMD, PATH, MANAGER, "StopUnit"), "ss", unit, MODE)
 
     def _hear(self, signal: Message) -> None:
         """Take the end of a job, from PID 1 alone: a match rule keeps nobody from writing to us."""

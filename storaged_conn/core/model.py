@@ -183,10 +183,14 @@ def check_uri(uri: str) -> str:
     scheme, colon, rest = uri.partition(":")
     if not colon or not scheme or not rest:
         raise InvalidArgumentError("uri has no scheme; write it as SCHEME:REST")
-    authority = rest[2:].partition("/")[0] if rest.startswith("//") else ""
-    if "@" in authority:
+    if "@" in _authority(rest):
         raise InvalidArgumentError("uri contains a user or password; give them as options")
     return scheme.lower()
+
+
+def _authority(rest: str) -> str:
+    """Give what is between `//` and the next slash, of what comes after a scheme."""
+    return rest[2:].partition("/")[0] if rest.startswith("//") else ""
 
 
 def _size(text: str, what: str) -> int:
@@ -213,8 +217,7 @@ def _written(value: Value) -> Given:
 
 def read_host(uri: str) -> str:
     """Give the server that a URI names after `//`, without its port; empty where it names none."""
-    _, _, rest = uri.partition(":")
-    authority = rest[2:].partition("/")[0] if rest.startswith("//") else ""
+    authority = _authority(uri.partition(":")[2])
     if authority.startswith("["):
         return authority[1:].partition("]")[0]
     return authority.partition(":")[0]

@@ -7,20 +7,18 @@ target may be elsewhere by now. Such a session is ended, and so made anew as any
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from storaged_conn.errors import AttemptError
 from storaged_conn.system.sentinel import Address
-from storaged_conn.system.servers import Servers
+from storaged_conn.system.servers import Servers, Spawn
 
 logger = logging.getLogger(__name__)
 
 PATIENCE: Final = 60.0
 """Seconds that the portal answers and the session is still failed. Source: kernel-events.md 1:
 iscsid is back 1.6 to 2.4 s after the link; each of its attempts takes up to login_timeout, 15 s."""
-
-Spawn = Callable[[Coroutine[object, object, None]], "asyncio.Task[None]"]
 
 End = Callable[[], Awaitable[bool]]
 """Ends a session that failed, if it can be; says whether there is still something to wait for."""

@@ -13,12 +13,13 @@ from typing import Final
 
 from storaged_conn.core.model import Given, Target, read_options
 from storaged_conn.drivers.iscsi import IscsiDriver
-from storaged_conn.drivers.iscsi_recovery import Recovery, Spawn
+from storaged_conn.drivers.iscsi_recovery import Recovery
 from storaged_conn.drivers.iscsi_view import SessionView
 from storaged_conn.system.iscsi import Sessions
 from storaged_conn.system.iscsi_nodes import Nodes
 from storaged_conn.system.iscsiadm import Iscsiadm
 from storaged_conn.system.mountinfo import MountTable
+from storaged_conn.system.servers import Spawn
 from tests.drivers.nfs_world import ROOT, FakeServers
 from tests.iscsi_target import Portal
 

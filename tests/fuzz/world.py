@@ -7,14 +7,14 @@ import tempfile
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple, cast
+from typing import Final, NamedTuple, NoReturn
 
 from storaged_conn.bus.systemd import unit_name
 from storaged_conn.core.model import Record, Target
 from storaged_conn.drivers.file import FileDriver
 from storaged_conn.drivers.health import Health
 from storaged_conn.drivers.iscsi import IscsiDriver
-from storaged_conn.drivers.iscsi_recovery import Recovery, Spawn
+from storaged_conn.drivers.iscsi_recovery import Recovery
 from storaged_conn.drivers.iscsi_view import SessionView
 from storaged_conn.drivers.mount import MountDriver
 from storaged_conn.drivers.nfs import NfsDriver
@@ -113,7 +113,7 @@ class World:
         iscsiadm = Iscsiadm("/nonexistent/iscsiadm")
         nodes = Nodes(iscsiadm, config=self.directory, locks=self.directory)
         view = SessionView(Sessions(self.directory, self.directory), nodes, self.table)
-        recovery = Recovery(servers, cast("Spawn", start_nothing))
+        recovery = Recovery(servers, start_nothing)
         return IscsiDriver(view, iscsiadm, nodes, servers, recovery)
 
     def mounted(self, target: Target) -> Told | None:
@@ -160,7 +160,7 @@ def run_through(doing: Coroutine[object, object, object]) -> None:
     raise AssertionError("it waits for something")
 
 
-def start_nothing(doing: Coroutine[object, object, None]) -> None:
+def start_nothing(doing: Coroutine[object, object, None]) -> NoReturn:
     """Refuse: there is no event loop."""
     doing.close()
     raise AssertionError("nothing is started here")
