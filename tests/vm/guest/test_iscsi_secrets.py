@@ -136,9 +136,12 @@ def journal(began: float) -> bytes:
 
 
 def files(chap: Chap, began: float) -> set[str]:
-    """Give the files with a mark, of all those that were changed since then and that are kept."""
+    """Give the files with a mark, of all those that were changed since then and that are kept.
+
+    A name of a network namespace is a regular file to find(1), and cannot be read.
+    """
     places = ("/", "/run", "/tmp", "/dev/shm", "-xdev", "-ignore_readdir_race")
-    argv = ("find", *places, "-type", "f", "-newerct")
+    argv = ("find", *places, "-type", "f", "-not", "-fstype", "nsfs", "-newerct")
     changed = tool(*argv, f"@{int(began)}").splitlines()
     return {one for one in changed if chap.marks(read(one))}
 
