@@ -3,7 +3,7 @@
 
 import asyncio
 import signal
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,9 @@ from storaged_conn.drivers.iscsi import IscsiDriver
 from storaged_conn.drivers.iscsi_recovery import Recovery
 from storaged_conn.drivers.iscsi_view import SessionView
 from storaged_conn.drivers.nfs import NfsDriver
+from storaged_conn.drivers.nvme import NvmeDriver
+from storaged_conn.drivers.nvme_registry import Registry
+from storaged_conn.drivers.nvme_table import Table
 from storaged_conn.drivers.posix import PosixDriver
 from storaged_conn.drivers.simulated import SimulatedDriver
 from storaged_conn.errors import StoreError
@@ -38,13 +41,15 @@ from storaged_conn.front.waits import Waits
 from storaged_conn.leaving import is_note, retire
 from storaged_conn.manager import Manager
 from storaged_conn.names import CONNECTION, DBUS, SERVICE
+from storaged_conn.sources.base import Source
 from storaged_conn.sources.directories import DirectorySource
 from storaged_conn.sources.iscsi import TRANSPORTS, IscsiSource
 from storaged_conn.sources.mounts import MountSource
+from storaged_conn.sources.nvme import NvmeSource
 from storaged_conn.sources.routes import RouteSource
 from storaged_conn.sources.servers import ServerSource
 from storaged_conn.sources.sleep import SleepSource
-from storaged_conn.sources.uevents import SESSIONS, UeventSource
+from storaged_conn.sources.uevents import NVME, SESSIONS, UeventSource
 from storaged_conn.store import Store
 from storaged_conn.system import mounting
 from storaged_conn.system.iscsi import Sessions
@@ -53,6 +58,7 @@ from storaged_conn.system.iscsiadm import Iscsiadm
 from storaged_conn.system.mountinfo import HOST, MOUNTINFO, MountTable
 from storaged_conn.system.mounting import Mounter
 from storaged_conn.system.notify import notify, watchdog_interval
+from storaged_conn.system.nvme import Controllers
 from storaged_conn.system.routes import Routes
 from storaged_conn.system.servers import Servers
 
@@ -192,11 +198,11 @@ async def _build(settings: Settings, bus: Bus, store: Store, tasks: asyncio.Task
     recovery, sessions = Recovery(servers, tasks.create_task), Sessions()
     drivers = _drivers(settings, table, servers, health, _mounter(settings, bus, table))
     drivers.append(_iscsi_driver(sessions, table, servers, recovery))
+    drivers.append(_nvme_driver(settings, table, servers, tasks))
     sleep = SleepSource(bus, tasks.create_task)
     network = (RouteSource(servers), ServerSource(servers))
-    iscsi = IscsiSource(sessions)
-    devices = (UeventSource({TRANSPORTS: iscsi.open, SESSIONS: iscsi.hear}), iscsi)
-    sources = (MountSource(table), DirectorySource(table), *network, *devices, sleep)
+    mounts = (MountSource(table), DirectorySource(table))
+    sources = (*mounts, *network, *_devices(sessions), sleep)
     manager = Manager(drivers, sources, store, tasks.create_task)
     sleep.pause, sleep.resume = manager.pause, partial(_wake_up, manager, servers)
     health.news = partial(manager.look, hint=True)
@@ -217,6 +223,13 @@ async def _build(settings: Settings, bus: Bus, store: Store, tasks: asyncio.Task
     authority = Authority(Polkit(bus, callers), manager.view)
     Dispatcher(bus, tree, callers, authority, tasks.create_task)
     return _Parts(manager, objects, lifetimes, store, status, settings.config.audit)
+
+
+def _devices(sessions: Sessions) -> tuple[Source, ...]:
+    iscsi, nvme = IscsiSource(sessions), NvmeSource()
+    others: dict[str, Callable[[str], None]]
+    others = {TRANSPORTS: iscsi.open, SESSIONS: iscsi.hear, NVME: nvme.hear}
+    return UeventSource(others), iscsi, nvme
 
 
 def _wake_up(manager: Manager, servers: Servers) -> None:
@@ -249,6 +262,14 @@ def _iscsi_driver(
     iscsiadm = Iscsiadm()
     nodes = Nodes(iscsiadm)
     return IscsiDriver(SessionView(sessions, nodes, table), iscsiadm, nodes, servers, recovery)
+
+
+def _nvme_driver(
+    settings: Settings, table: MountTable, servers: Servers, tasks: asyncio.TaskGroup
+) -> NvmeDriver:
+    plans = settings.runtime_dir / "ours/NvmeDriver"
+    controllers = Table(Controllers(), Registry(), servers, plans)
+    return NvmeDriver(controllers, table, servers, tasks.create_task)
 
 
 def _describe(manager: Manager, cid: str) -> dict[str, object] | None:

@@ -52,7 +52,7 @@ MAX_CONNECTIONS: Final = 32768
 MAX_OF_USER: Final = 256
 """Ids that one user may manage at once, unless it is trusted."""
 
-PLACES: Final = frozenset({"mount", "session"})
+PLACES: Final = frozenset({"mount", "nvme", "session"})
 """The topics of which connections may have to get along with each other; see Driver.clash."""
 
 UNLISTED: Final = frozenset({"directory", "portal", "server", "source"})

@@ -126,7 +126,7 @@ class Unmanaged:
         # what appears where an operation of ours is at work is its echo until it has ended
         echoes = frozenset().union(*self._echoing.values())
         for driver in self._drivers:
-            for foreign in driver.foreign():
+            for foreign in driver.foreign(known):
                 present = foreign.present
                 if present.name not in known and present.mountpoint not in echoes - {""}:
                     yield View(PREFIX + present.name, foreign=foreign)

@@ -3,7 +3,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import ClassVar
 
 from storaged_conn.core.model import (
@@ -93,7 +93,7 @@ class FakeDriver(Driver):
     async def validate(self, target: Target) -> None:
         await self._work("validate", target)
 
-    def foreign(self) -> Iterable[Foreign]:
+    def foreign(self, known: Container[str] = ()) -> Iterable[Foreign]:
         return self.foreigners
 
     async def _work(self, what: str, target: Target) -> None:

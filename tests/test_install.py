@@ -33,6 +33,7 @@ DATA = {
     "man/org.storage.Connection.5": "share/man/man5",
     "man/storaged-conn-iscsi.5": "share/man/man5",
     "man/storaged-conn-nfs.5": "share/man/man5",
+    "man/storaged-conn-nvme.5": "share/man/man5",
     "man/storaged-conn.conf.5": "share/man/man5",
     "man/storaged-connd.8": "share/man/man8",
     "completion/storaged-connctl": "share/bash-completion/completions",

@@ -12,12 +12,13 @@ import pytest
 from storaged_conn import __main__, config
 from storaged_conn.core.backoff import LONGEST_WAIT, REFUSED_WAIT, spread
 from storaged_conn.ctl import arguments, commands
-from storaged_conn.drivers import iscsi_options, nfs_options
+from storaged_conn.drivers import iscsi_options, nfs_options, nvme_options, nvme_remote
 from storaged_conn.drivers.iscsi_recovery import PATIENCE
 from storaged_conn.drivers.iscsi_view import PENDING
 from storaged_conn.errors import AttemptError, InitiatorError
 from storaged_conn.runner import PUBLIC
 from storaged_conn.system.iscsi_login import PORT
+from storaged_conn.system.nvme_tcp import KINDS
 from tools import manual
 
 PAGES = sorted((Path(__file__).parents[1] / "man").iterdir())
@@ -140,3 +141,21 @@ def test_the_values_and_reasons_of_iscsi_are_named() -> None:
 def below(error: type[AttemptError]) -> Iterator[type[AttemptError]]:
     for child in error.__subclasses__():
         yield from ([child] if "reason" in vars(child) else below(child))
+
+
+def test_every_nvme_option_is_explained_with_its_type() -> None:
+    explained = re.findall(r'^\.BR ([a-z-]+) " \((\w+)\)"$', page("storaged-conn-nvme.5"), re.M)
+    assert dict(explained) == nvme_options.OPTIONS
+
+
+def test_every_range_default_and_port_of_nvme_is_as_it_is_said() -> None:
+    text = page("storaged-conn-nvme.5")
+    told = dict(re.findall(r'^\.BR ([a-z-]+) " \(x\)"\n((?:[^.].*\n)*)', text, re.M))
+    for name, allowed in nvme_options.RANGES.items():
+        numbers = {int(number) for number in re.findall(r"-?\d+", told[name])}
+        assert {allowed[0], allowed[-1]} <= numbers, name
+    assert f"{nvme_options.FOR_EVER}, the default, for never" in told["ctrl-loss-timeout"]
+    assert f"from {nvme_options.RECONNECT_DELAY}, the default" in told["reconnect-delay"]
+    assert f"the port is {nvme_remote.PORT} if none is given" in text
+    assert f"at port {nvme_remote.DISCOVERY_PORT}" in text
+    assert set(nvme_options.IDENTITY) | set(KINDS.values()) <= set(re.findall(r"[\w-]*\w", text))

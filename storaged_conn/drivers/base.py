@@ -2,7 +2,7 @@
 """What every driver is: one file per scheme, which holds only what differs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import ClassVar
 
 from storaged_conn.core.model import Foreign, Observation, Present, Target, Topic, Value
@@ -102,6 +102,10 @@ class Driver(ABC):
         """
         raise NotSupportedError(f"{uri.partition(':')[0]}: there is nothing to discover")
 
-    def foreign(self) -> Iterable[Foreign]:
-        """List all connections of this kind that the kernel has, whoever made them."""
+    def foreign(self, known: Container[str] = ()) -> Iterable[Foreign]:
+        """List all connections of this kind that the kernel has, whoever made them.
+
+        Args:
+            known: the names of those that need not be listed, since somebody manages them.
+        """
         return ()

@@ -12,7 +12,7 @@ and so made anew (iscsi_recovery.py).
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import ClassVar, Final
@@ -188,7 +188,7 @@ class IscsiDriver(Driver):
             for iqn, portals in found.items() for at in portals
         ]  # fmt: skip
 
-    def foreign(self) -> Iterable[Foreign]:
+    def foreign(self, known: Container[str] = ()) -> Iterable[Foreign]:
         """See Driver."""
         for session in self._view.all():
             if session.where not in self._in_work and session.state in STATES:

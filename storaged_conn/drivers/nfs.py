@@ -6,7 +6,7 @@ for one that is silent. Once mounted, it is connected for as long as the mount a
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -123,7 +123,7 @@ class NfsDriver(MountDriver):
         found = {Remote(server, export.path).uri: export.clients for export in exports}
         return [{"uri": uri, "clients": clients} for uri, clients in found.items()]
 
-    def foreign(self) -> Iterable[Foreign]:
+    def foreign(self, known: Container[str] = ()) -> Iterable[Foreign]:
         """See Driver."""
         for mount in (self.table.mounts or {}).values():
             remote = read_mount(mount)

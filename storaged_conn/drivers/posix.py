@@ -3,7 +3,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from functools import partial
 from typing import ClassVar, Final
 from urllib.parse import quote, unquote_to_bytes
@@ -148,7 +148,7 @@ class PosixDriver(MountDriver):
             fstype, source = _split(target)
             await check(source, fstype, self.place(target))
 
-    def foreign(self) -> Iterable[Foreign]:
+    def foreign(self, known: Container[str] = ()) -> Iterable[Foreign]:
         """See Driver; whatever is storage, of this machine or of a server, and not the system."""
         for mounted in (self.table.mounts or {}).values():
             if self._is_storage(mounted) and self.is_seen(mounted):

@@ -47,12 +47,14 @@ UDEVD: Final = 2
 """The group that udevd sends to. Source: systemd,
 src/libsystemd/sd-device/device-monitor-private.h."""
 
-KINDS: Final = {"nvme": "nvme"}
-"""The subsystems whose objects are topics by their own names, and the kinds of these."""
-
 SESSIONS: Final = "iscsi_session"
 _SESSION: Final = re.compile(r"/(session[0-9]+)/")
 """In the path of every disk of an iSCSI session. Source: drivers/scsi/scsi_transport_iscsi.c."""
+
+NVME: Final = "nvme"
+_NVME: Final = re.compile(r"/(nvme-subsys[0-9]+|nvme[0-9]+)/nvme[0-9]+n[0-9]+$")
+"""The path of every namespace. Source: drivers/nvme/host/multipath.c, nvme_mpath_alloc_disk, where
+it belongs to its subsystem; drivers/nvme/host/core.c, nvme_alloc_ns, where to its controller."""
 
 BATCH: Final = 64
 """Messages taken in one turn of the loop: 4 to 6 ms. Source: kernel-events.md 2.1, 66 us each."""
@@ -78,11 +80,9 @@ class UeventSource(Source):
     """Has connections looked at when devices that they may be on, or are, come, change or go.
 
     Topics: ("source", NAME) for a block device, by its node, by every link to it, and by the image
-    behind it if it is a loop device; ("nvme", "nvme0") for controllers.
+    behind it if it is a loop device.
 
-    Only block devices are hints, since to have one is what an attempt needs; a controller is itself
-    what an attempt makes, and may be the echo of one of ours that failed. For the same reason the
-    image behind a loop device is no hint: mount(8) makes such a device for every attempt.
+    The image behind a loop device is no hint: mount(8) makes such a device for every attempt.
     """
 
     def __init__(self, others: Mapping[str, Callable[[str], None]] = MappingProxyType({})) -> None:
@@ -90,7 +90,8 @@ class UeventSource(Source):
 
         Args:
             others: what to call when there is news about an object of a further subsystem, with its
-                name; that of SESSIONS also when there is about a disk of the session.
+                name; that of SESSIONS also when there is about a disk of the session, and that of
+                NVME about a namespace, with the name of what it belongs to.
         """
         self._others = others
         self._look: Look | None = None
@@ -103,7 +104,7 @@ class UeventSource(Source):
     def start(self, look: Look, resync: Callable[[], None]) -> None:
         """See Source."""
         self._look, self._resync = look, resync
-        self._monitor = _monitor("block", *KINDS, *self._others)
+        self._monitor = _monitor("block", *self._others)
         self._socket = socket.socket(fileno=os.dup(self._monitor.fileno()))
         self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, UDEVD)
         asyncio.get_running_loop().add_reader(self._socket, self._read)
@@ -160,8 +161,6 @@ class UeventSource(Source):
         assert self._look is not None
         if device.subsystem == "block":
             self._take_block(device, self._look)
-        elif kind := KINDS.get(device.subsystem):
-            self._look(Topic(kind, device.sys_name), hint=False)
         else:
             self._others[device.subsystem](device.sys_name)
 
@@ -172,9 +171,10 @@ class UeventSource(Source):
             # a link of a device that goes may lead to another from now on, which sends no message
             hint = os.path.lexists(name) if device.action == "remove" else news
             look(Topic("source", name), hint=hint)
-        session = _SESSION.search(device.device_path)
-        if session and SESSIONS in self._others:
-            self._others[SESSIONS](session[1])
+        for subsystem, pattern in ((SESSIONS, _SESSION), (NVME, _NVME)):
+            owner = pattern.search(device.device_path)
+            if owner and subsystem in self._others:
+                self._others[subsystem](owner[1])
         image = device.attributes.get("loop/backing_file")
         if image:
             look(Topic("source", os.fsdecode(image)), hint=False)

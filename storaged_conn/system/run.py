@@ -54,13 +54,16 @@ class Result:
     stderr: str
 
 
-async def run(argv: Sequence[str], *, deadline: float, limit: int = OUTPUT_LIMIT) -> Result:
+async def run(
+    argv: Sequence[str], *, deadline: float, limit: int = OUTPUT_LIMIT, stdin: bytes = b""
+) -> Result:
     """Run a program to its end, in an environment and a session of its own, without a shell.
 
     Args:
         argv: the program's absolute path and its arguments.
         deadline: seconds from its start; waiting for one of its MAX_CHILDREN places is not counted.
         limit: bytes kept of each output stream; the rest is read and thrown away.
+        stdin: what it reads, such as a secret; at most what a pipe holds.
 
     Raises:
         TimedOutError: the deadline came; the program was killed and is gone.
@@ -71,7 +74,7 @@ async def run(argv: Sequence[str], *, deadline: float, limit: int = OUTPUT_LIMIT
         raise ValueError(f"{argv[0]}: not an absolute path")
     places = _places(argv[0])
     await places.acquire()
-    child = _start(argv, limit, places.release)
+    child = _start(argv, stdin, limit, places.release)
     try:
         async with asyncio.timeout(deadline):
             await child.exited.wait()
@@ -167,9 +170,9 @@ class _Child:
             self._on_gone()
 
 
-def _start(argv: Sequence[str], limit: int, gone: Callable[[], None]) -> _Child:
+def _start(argv: Sequence[str], stdin: bytes, limit: int, gone: Callable[[], None]) -> _Child:
     try:
-        process = _spawn(argv)
+        process = _spawn(argv, stdin)
         pidfd = _pidfd(process)
     except OSError as error:
         gone()
@@ -177,10 +180,22 @@ def _start(argv: Sequence[str], limit: int, gone: Callable[[], None]) -> _Child:
     return _Child(process, pidfd, limit, gone)
 
 
-def _spawn(argv: Sequence[str]) -> subprocess.Popen[bytes]:
+def _spawn(argv: Sequence[str], stdin: bytes) -> subprocess.Popen[bytes]:
+    if not stdin:
+        return _spawn_with(argv, subprocess.DEVNULL)
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, stdin)  # the pipe takes all of it at once
+        os.close(writing)
+        return _spawn_with(argv, reading)
+    finally:
+        os.close(reading)
+
+
+def _spawn_with(argv: Sequence[str], stdin: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603  # a list, never a shell; the callers check what is in it
         argv,
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         bufsize=0,

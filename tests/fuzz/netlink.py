@@ -19,7 +19,7 @@ from storaged_conn.bus import wire
 from storaged_conn.core.model import Topic
 from storaged_conn.sources.iscsi import TRANSPORTS, IscsiSource
 from storaged_conn.sources.routes import RouteSource
-from storaged_conn.sources.uevents import KINDS, LIBRARY, UeventSource
+from storaged_conn.sources.uevents import LIBRARY, NVME, UeventSource
 from storaged_conn.sources.uevents import SESSIONS as DISKS
 from storaged_conn.system.iscsi import Sessions
 from storaged_conn.system.servers import Servers
@@ -64,7 +64,7 @@ def feed_iscsi(data: bytes) -> None:
 STRANGE_NODE: Final = re.compile(rb"(^|\0)DEVNAME=(?!/dev/[a-z0-9\x80-\xff]{1,64}(\0|$))")
 """What libudev ends the process for. Source: systemd 252, sd_device_get_devname."""
 
-SUBSYSTEMS: Final = {"block", *KINDS, TRANSPORTS, DISKS}
+SUBSYSTEMS: Final = {"block", NVME, TRANSPORTS, DISKS}
 """Those that the kernel and libudev let through; see filter_by of pyudev.Monitor."""
 
 
@@ -92,7 +92,7 @@ class Monitor:
 
 def feed_uevents(data: bytes) -> None:
     """NAME=VALUE NUL ...: a message of udevd, which libudev reads in the same way."""
-    source = UeventSource({TRANSPORTS: _hear, DISKS: _hear})
+    source = UeventSource({TRANSPORTS: _hear, DISKS: _hear, NVME: _hear})
     source._look = _look
     source._timer = never()
     source._monitor = cast("Any", Monitor(data))

@@ -16,7 +16,7 @@ from pyroute2.netlink import NETLINK_KOBJECT_UEVENT
 
 from storaged_conn.core.model import Topic
 from storaged_conn.sources.base import Look
-from storaged_conn.sources.uevents import BATCH, CONTROL, SESSIONS, UDEVD, UeventSource
+from storaged_conn.sources.uevents import BATCH, CONTROL, NVME, SESSIONS, UDEVD, UeventSource
 from storaged_conn.system.devices import device_node
 from tests import udevd
 from tests.fuzz import netlink
@@ -93,7 +93,9 @@ def told() -> list[str]:
 
 @pytest.fixture
 async def source(looks: Looks, told: list[str]) -> AsyncIterator[CountingSource]:
-    source = CountingSource({"iscsi_transport": told.append, SESSIONS: told.append})
+    source = CountingSource(
+        {"iscsi_transport": told.append, SESSIONS: told.append, NVME: told.append}
+    )
     source.start(looks, looks.resync)
     yield source
     source.close()
@@ -204,14 +206,6 @@ async def test_a_link_that_outlives_its_device_is_a_hint_since_it_leads_to_anoth
 
 
 @pytest.mark.parametrize("action", ["add", "change", "remove"])
-async def test_a_controller_is_no_hint_since_attempts_make_them(
-    source: UeventSource, looks: Looks, action: str
-) -> None:
-    source._take(FakeDevice(action=action, subsystem="nvme", sys_name="some0"))
-    assert looks.heard == [(Topic("nvme", "some0"), False)]
-
-
-@pytest.mark.parametrize("action", ["add", "change", "remove"])
 async def test_what_is_of_a_further_subsystem_is_told_by_its_name(
     source: UeventSource, looks: Looks, told: list[str], action: str
 ) -> None:
@@ -227,6 +221,16 @@ async def test_the_session_of_a_disk_is_told_too(
     path = "/devices/platform/host3/session12/target3:0:0/3:0:0:1/block/sda"
     source._take(FakeDevice(device_path=path))
     assert told == ["session12"]
+    assert looks.heard
+
+
+@pytest.mark.parametrize("owner", ["nvme-subsys3", "nvme3"])
+async def test_what_a_namespace_belongs_to_is_told_too(
+    source: UeventSource, looks: Looks, told: list[str], owner: str
+) -> None:
+    path = f"/devices/virtual/nvme-fabrics/ctl/{owner}/nvme3n1"
+    source._take(FakeDevice(device_path=path))
+    assert told == [owner]
     assert looks.heard
 
 

@@ -23,12 +23,14 @@ PACKAGES: Final = (
     *("e2fsprogs", "iproute2", "kmod", "nftables"),
     *("nfs-common", "nfs-kernel-server"),
     *("open-iscsi", "tgt"),
+    *("nvme-cli",),
 )
 
 # The servers belong to "another machine" (guest/storage.py, guest/targets.py), and the consoles to
 # us. The others have nothing to do here but to take time.
 MASKED: Final = (
     *("nfs-server.service", "rpc-statd-notify.service", "nfs-blkmap.service", "tgt.service"),
+    *("nvmf-autoconnect.service", "nvmefc-boot-connections.service"),
     *("serial-getty@ttyS0.service", "getty@tty1.service"),
     *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer"),
     *("e2scrub_all.timer", "e2scrub_reap.service", "fstrim.timer"),
