@@ -12,6 +12,7 @@ from typing import Final
 
 from storaged_conn.core.model import Topic
 from storaged_conn.sources.base import Look, Source
+from storaged_conn.system.nvme import read_nqn
 
 CLASSES: Final = Path("/sys/class")
 
@@ -43,7 +44,7 @@ class NvmeSource(Source):
         if self._look is None:
             return
         kind = name.rstrip("0123456789").replace("nvme-subsys", "nvme-subsystem")
-        nqn = _read(self._classes / kind / name / "subsysnqn")
+        nqn = read_nqn(self._classes / kind / name)
         if nqn:
             self._known[name] = nqn
         else:
@@ -66,11 +67,3 @@ class NvmeSource(Source):
 
 def _topic(nqn: str) -> Topic:
     return Topic(KIND, nqn) if nqn else ALL
-
-
-def _read(file: Path) -> str:
-    """Read an NQN, empty where what has it is gone, or only coming."""
-    try:
-        return file.read_text().strip()
-    except OSError:
-        return ""

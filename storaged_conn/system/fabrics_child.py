@@ -14,6 +14,7 @@ command line, and go nowhere else: the kernel shows them to everybody in sysfs (
 """
 
 import os
+import re
 import sys
 import threading
 import time
@@ -22,8 +23,6 @@ from contextlib import contextmanager
 
 FABRICS = "/dev/nvme-fabrics"
 CLASS = "/sys/class/nvme"
-
-SYMBOLS = "/proc/kallsyms"
 
 KEYS = ("dhchap_secret", "dhchap_ctrl_secret")
 
@@ -35,9 +34,18 @@ def connect() -> str:
     if missing:
         return f"lacks {missing}"
     device = os.open(FABRICS, os.O_RDWR | os.O_CLOEXEC)
-    with hiding(line):
-        os.write(device, line)
-    return f"done {os.read(device, 256).decode().strip()}"
+    with watching(line) as keyless:
+        try:
+            os.write(device, line)
+        except OSError as error:
+            failure = f"errno {error.errno}"
+        else:
+            failure = ""
+    answer = "" if failure else os.read(device, 256).decode().strip()
+    if keyless:
+        undo(answer)
+        return f"lacks {KEYS[0]}"
+    return failure or f"done {answer}"
 
 
 def check() -> str:
@@ -47,11 +55,11 @@ def check() -> str:
 
 
 def lacks(line: bytes) -> str:
-    """Give a word that this kernel does not know, or takes without a meaning; or nothing."""
+    """Give a word that this kernel does not know, or nothing."""
     known = tokens()
     for word in line.split(b","):
         name = word.partition(b"=")[0].decode()
-        if (known and name not in known) or (name in KEYS and not authenticates()):
+        if known and name not in known:
             return name
     return ""
 
@@ -68,48 +76,72 @@ def tokens() -> set[str]:
     return {word.partition("=")[0].strip() for word in text.split(",")}
 
 
-def authenticates() -> bool:
-    """Say whether this kernel knows DH-HMAC-CHAP.
-
-    One without it (Debian's 6.1 for clouds) lists the words for the keys, takes them, and connects
-    without them: whoever asked for a key would not have what it is there for.
-    """
-    with open(SYMBOLS, "rb") as symbols:
-        return any(b" nvme_auth_negotiate" in line for line in symbols)
-
-
 @contextmanager
-def hiding(line: bytes) -> Iterator[None]:
-    """Let nobody but root read the keys of what is being made, as soon as it is there.
+def watching(line: bytes) -> Iterator[set[str]]:
+    """Watch what is being made with a key: it is there for as long as the server takes to answer.
 
-    It is there long before the write ends: for as long as the server takes to answer.
+    Gives the controllers that know of no keys. A kernel without DH-HMAC-CHAP (Debian's 6.1 for
+    clouds) lists the words for the keys, takes them, and connects without them: whoever asked for a
+    key would not have what it is there for.
     """
-    fields = dict(word.partition(b"=")[::2] for word in line.split(b","))
-    nqn, done = fields.get(b"nqn", b""), threading.Event()
-    watcher = threading.Thread(target=hide, args=(nqn, done))
-    if any(name.encode() in fields for name in KEYS):
+    keyless: set[str] = set()
+    done = threading.Event()
+    before = {one.inode() for one in os.scandir(CLASS)}  # never given out again, see system/nvme.py
+    watcher = threading.Thread(target=watch, args=(before, done, keyless))
+    if any(word.partition(b"=")[0].decode() in KEYS for word in line.split(b",")):
         watcher.start()
     try:
-        yield
+        yield keyless
     finally:
         done.set()
         if watcher.ident:
             watcher.join()
 
 
-def hide(nqn: bytes, done: threading.Event) -> None:
-    """Close the keys of all controllers of a subsystem, again and again, and a last time."""
+def watch(before: set[int], done: threading.Event, keyless: set[str]) -> None:
+    """Close the keys of all new controllers, again and again, and a last time.
+
+    Which one is ours cannot be told: it has its subsystem's name only after the authentication.
+    """
     last = False
     while not last:
         last = done.wait(0.01)
         for controller in os.scandir(CLASS):
-            for name in KEYS:
-                try:
-                    with open(f"{controller.path}/subsysnqn", "rb") as file:
-                        if file.read().strip() == nqn:
-                            os.chmod(f"{controller.path}/{name}", 0o600)
-                except OSError:
-                    continue  # it goes just now, or this kernel has none
+            if controller.inode() in before or not at_fabric(controller.path):
+                continue
+            if not close(controller.path) and at_fabric(controller.path):
+                keyless.add(controller.name)
+
+
+def at_fabric(controller: str) -> bool:
+    """Say whether this is a controller at a fabric with all of its attributes.
+
+    `dev` is the last of them to come and the first to go. Source: drivers/base/core.c, device_add
+    and device_del.
+    """
+    try:
+        with open(f"{controller}/transport", "rb") as file:
+            return file.read().strip() != b"pcie" and os.path.exists(f"{controller}/dev")
+    except OSError:
+        return False
+
+
+def close(controller: str) -> bool:
+    """Let nobody but root read a controller's keys; False where it has none."""
+    try:
+        for name in KEYS:
+            os.chmod(f"{controller}/{name}", 0o600)
+    except OSError:
+        return False
+    return True
+
+
+def undo(answer: str) -> None:
+    """Delete what was made, if it was."""
+    match = re.search("instance=([0-9]+)", answer)
+    if match:
+        with open(f"{CLASS}/nvme{match[1]}/delete_controller", "wb", buffering=0) as file:
+            file.write(b"1")
 
 
 def delete(name: str, serial: str, wait: str) -> str:

@@ -156,7 +156,7 @@ class Controllers:
         transport = _read(top / "transport")
         fields = (part.partition("=")[::2] for part in _read(top / "address").split(","))
         address = {key.strip(): value for key, value in fields if value}
-        nqn, host_nqn = _read(top / "subsysnqn"), _read(top / "hostnqn")
+        nqn, host_nqn = read_nqn(top), _read(top / "hostnqn")
         return Controller(name, serial, transport, address, nqn, host_nqn)
 
     def _serial(self, name: str) -> int:
@@ -170,6 +170,16 @@ class Controllers:
         handled = (self._udev / f"b{device}").exists() or not self._control.exists()
         links = tuple(links_to(device, self._udev)) if device else ()
         return Namespace(name, device, links, bool(device) and handled)
+
+
+def read_nqn(directory: Path) -> str:
+    """Read the subsystem's NQN, empty where what has it is gone, or is only coming.
+
+    A controller is there before it has a subsystem; `(efault)` is what the kernel prints then.
+    Source: drivers/nvme/host/sysfs.c, nvme_sysfs_show_subsysnqn; lib/vsprintf.c, check_pointer_msg.
+    """
+    nqn = _read(directory / "subsysnqn")
+    return nqn if nqn.startswith("nqn.") else ""
 
 
 def _by_number(name: str) -> list[int]:

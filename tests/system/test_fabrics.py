@@ -75,8 +75,8 @@ def child(directory: Path, line: bytes, **names: str) -> str:
 def kernel(tmp_path: Path) -> dict[str, str]:
     """Give files that look like the kernel's."""
     (tmp_path / "fabrics").write_text("instance=-1,cntlid=-1,transport=%s,dhchap_secret=%s\n")
-    (tmp_path / "symbols").write_text("0000000000000000 T nvme_auth_negotiate\t[nvme_core]\n")
-    names = {"FABRICS": "fabrics", "SYMBOLS": "symbols", "CLASS": "class"}
+    (tmp_path / "class").mkdir()
+    names = {"FABRICS": "fabrics", "CLASS": "class"}
     return {name: str(tmp_path / file) for name, file in names.items()}
 
 
@@ -85,31 +85,3 @@ def test_a_word_that_the_kernel_does_not_know_is_named(
 ) -> None:
     assert child(tmp_path, b"transport=tcp,tls", **kernel) == "lacks tls"
     assert "tls" not in (tmp_path / "fabrics").read_text()
-
-
-def test_a_key_is_never_given_to_a_kernel_that_would_ignore_it(
-    tmp_path: Path, kernel: dict[str, str]
-) -> None:
-    (tmp_path / "symbols").write_text("0000000000000000 T nvme_init_ctrl\t[nvme_core]\n")
-    assert child(tmp_path, b"transport=tcp,dhchap_secret=x", **kernel) == "lacks dhchap_secret"
-    assert "=x" not in (tmp_path / "fabrics").read_text()
-
-
-def test_the_key_is_hidden_from_everybody(tmp_path: Path, kernel: dict[str, str]) -> None:
-    shown = tmp_path / "class/nvme7/dhchap_secret"
-    shown.parent.mkdir(parents=True)
-    shown.write_text("x")
-    (shown.parent / "subsysnqn").write_text("nqn.a\n")
-    other = tmp_path / "class/nvme8/dhchap_secret"
-    other.parent.mkdir()
-    other.write_text("y")
-    (other.parent / "subsysnqn").write_text("nqn.b\n")
-    for file in (shown, other):
-        file.chmod(0o444)
-    (tmp_path / "fabrics").write_text(
-        f"transport=%s,nqn=%s,dhchap_secret=%s{' ' * 30}instance=7,cntlid=1"
-    )
-    line = b"transport=tcp,nqn=nqn.a,dhchap_secret=x"
-    assert child(tmp_path, line, **kernel) == "done instance=7,cntlid=1"
-    assert shown.stat().st_mode & 0o777 == 0o600
-    assert other.stat().st_mode & 0o777 == 0o444

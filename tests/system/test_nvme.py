@@ -41,11 +41,11 @@ def test_what_is_in_a_slot_or_a_loop_is_left_alone(kernel: Kernel) -> None:
     assert names(kernel) == ["nvme2", "nvme10"]
 
 
-def test_one_that_is_only_coming_is_not_there_yet(kernel: Kernel) -> None:
-    kernel.connect("nvme0", nqn="")
+@pytest.mark.parametrize("nqn", ["", "(efault)", "(null)"])
+def test_one_that_is_only_coming_is_not_there_yet(kernel: Kernel, nqn: str) -> None:
+    top = kernel.connect("nvme0", nqn=nqn)
     assert names(kernel) == []
-    kernel.remove("nvme0")
-    kernel.connect("nvme0")
+    (top / "subsysnqn").write_text(NQN)
     assert names(kernel) == ["nvme0"]
 
 
