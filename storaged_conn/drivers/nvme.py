@@ -205,8 +205,8 @@ class NvmeDriver(Driver):
         check_allowed(target, remote, address, host)
         self._table.plan(target, address)
         try:
-            await self._kernel.connect(fabrics_line(target, remote, address, host))
-            self._table.settle(target)
+            made = await self._kernel.connect(fabrics_line(target, remote, address, host))
+            self._table.settle(target, made)
         except ThereError:
             self._table.drop(target, None)  # somebody else was quicker
         except (UnexplainedError, ServerRefusedError) as error:

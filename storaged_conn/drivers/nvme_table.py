@@ -116,15 +116,20 @@ class Table:
         (self._plans / key_of(target)).touch()
         self._making[target] = (read_uri(target.uri).nqn, address)
 
-    def settle(self, target: Target) -> None:
+    def settle(self, target: Target, made: str = "") -> None:
         """Make what was planned ours, if it came about.
 
         Where it cannot be claimed, the plan stays, and says the same to us alone.
+
+        Args:
+            target: that it was planned for.
+            made: the controller that the kernel has just made for us, if that is known: whoever is
+                said to own it had one of its name before.
         """
         self._making.pop(target, None)
         with suppress(OSError):
             controller = self.find(target) if self._is_planned(target) else None
-            if controller and not self._registry.owner(controller):
+            if controller and (made == controller.name or not self._registry.owner(controller)):
                 self._registry.claim(controller, target.uri)
             self._forget_plan(target)
 

@@ -261,6 +261,18 @@ async def test_what_another_owner_has_claimed_is_not_disconnected(
     assert world.fabrics.done == [("connect", "10.0.0.1", NQN)]
 
 
+async def test_an_owner_of_what_had_the_name_before_is_not_believed(
+    world: World, tmp_path: Path
+) -> None:
+    entry = tmp_path / "registry/entries/nvme7"
+    entry.mkdir(parents=True)
+    (entry / "owner").write_text("stas\n")
+    found = await connect(world, world.target())
+    assert (found.ours, found.info["owner"]) == (True, "storaged-conn")
+    await world.driver.disconnect(world.target(), found)
+    assert not entry.exists()
+
+
 async def test_all_controllers_are_listed_whoever_made_them(world: World) -> None:
     world.kernel.connect("nvme1", address="traddr=fd09::2,trsvcid=8009")
     world.kernel.connect("nvme2", transport="pcie")

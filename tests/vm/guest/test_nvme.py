@@ -373,6 +373,11 @@ async def test_a_controller_of_another_owner_is_never_disconnected(
     await client.unmanaged(port.uri(one), State="connected")
     assert list(controllers()) == [name]
     tool("nvme", "disconnect", "-n", NQN)
+    await client.gone(port.uri(one))
+    assert read(owner) == "stas"  # as it stays where nothing removes it
+    await client.manage(port.uri(one), "b")
+    info = (await connected(client, "b"))["ConnectionInfo"]
+    assert (info["controller"], info["owner"]) == (name, "storaged-conn")
 
 
 async def test_the_discovery_service_is_listed_and_not_managed(client: Caller, port: Port) -> None:
