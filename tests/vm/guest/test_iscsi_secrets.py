@@ -2,36 +2,27 @@
 """CHAP, and a marked secret that is looked for wherever it could show."""
 
 import asyncio
-import subprocess
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import pytest
 
-from storaged_conn.bus.wire import Field, Kind
-from tests.caller import MAX_MESSAGE, Caller, given, refused
-from tests.canary import Canary, Tap, processes
+from tests.caller import Caller, given, refused
+from tests.canary import Canary
 from tests.live import DEADLINE
 from tests.shell import show as say
 from tests.vm.guest.initiator import CONFIG, iscsiadm, logged_in, records, session, sessions
+from tests.vm.guest.search import RECORDS, Sampler, files, sampling, searching
 from tests.vm.guest.steps import connected, leave
 from tests.vm.guest.targets import Account, Targets
-from tests.vm.guest.units import SYSTEM_BUS, UNIT, owners, restarted, tool
+from tests.vm.guest.units import UNIT, owners, restarted, tool
 
 AGAIN: Final = 300
 """Seconds between two attempts with the same wrong password."""
 
 QUIET: Final = 10.0
 """Seconds in which nobody may try again: iscsid itself would, after one to two."""
-
-TELLING: Final = {"Manage", "Validate", "Discover"}
-"""The calls in which a caller sends the secret."""
-
-RECORDS: Final = "/var/lib/storaged-conn/connections.db"
 
 
 class Chap(NamedTuple):
@@ -71,86 +62,19 @@ def chap(machine: Targets) -> Iterator[Chap]:
     machine.withdraw(mutual)
 
 
-class Sampler(threading.Thread):
-    """Looks at how all processes were started, again and again.
-
-    Attributes:
-        found: where a secret was.
-        tools: how often iscsiadm was seen.
-    """
-
-    def __init__(self, chap: Chap) -> None:
-        super().__init__(daemon=True)
-        self.found: set[str] = set()
-        self.tools = self.rounds = 0
-        self._chap = chap
-        self._done = threading.Event()
-
-    def run(self) -> None:
-        while not self._done.wait(0.02):
-            self.rounds += 1
-            for place, content in processes():
-                self.tools += content.startswith(b"iscsiadm\0") or b"/iscsiadm\0" in content
-                if self._chap.marks(content):
-                    self.found.add(f"{place}: {content.split(bytes(1))[0].decode()}")
-
-    def end(self) -> None:
-        self._done.set()
-        self.join(DEADLINE)
-
-
 @pytest.fixture(scope="module")
 def sampler(chap: Chap) -> Iterator[Sampler]:
-    sampler = Sampler(chap)
-    sampler.start()
-    yield sampler
-    sampler.end()
-
-
-@pytest.fixture
-async def tap() -> AsyncIterator[Tap]:
-    tap = await Tap.open(SYSTEM_BUS, max_message=MAX_MESSAGE)
-    assert isinstance(tap, Tap)
-    with closing(tap):
-        await tap.monitor()
-        yield tap
+    with sampling(chap.marks, b"iscsiadm\0") as sampler:
+        yield sampler
 
 
 @pytest.fixture(autouse=True)
-async def watched(client: Caller, chap: Chap, sampler: Sampler, tap: Tap) -> AsyncIterator[None]:
+async def watched(client: Caller, chap: Chap, sampler: Sampler) -> AsyncIterator[None]:
     """Look everywhere, while a test runs and after it."""
-    began = time.time()
-    yield
-    await leave(client)
+    async with searching(chap.marks):
+        yield
+        await leave(client)
     assert not sampler.found
-    found = [one for one, raw in tap.seen if chap.marks(raw)]
-    assert {one.text(Field.MEMBER) for one in found} <= TELLING
-    assert {one.kind for one in found} <= {Kind.CALL}
-    assert not chap.marks(journal(began))
-    assert not files(chap, began)
-
-
-def journal(began: float) -> bytes:
-    argv = ("journalctl", f"--since=@{int(began)}", "--output=export", "--all")
-    return subprocess.run(argv, capture_output=True, timeout=DEADLINE, check=True).stdout
-
-
-def files(chap: Chap, began: float) -> set[str]:
-    """Give the files with a mark, of all those that were changed since then and that are kept.
-
-    A name of a network namespace is a regular file to find(1), and cannot be read.
-    """
-    places = ("/", "/run", "/tmp", "/dev/shm", "-xdev", "-ignore_readdir_race")
-    argv = ("find", *places, "-type", "f", "-not", "-fstype", "nsfs", "-newerct")
-    changed = tool(*argv, f"@{int(began)}").splitlines()
-    return {one for one in changed if chap.marks(read(one))}
-
-
-def read(file: str) -> bytes:
-    try:
-        return Path(file).read_bytes()
-    except FileNotFoundError:
-        return b""
 
 
 async def test_the_right_password_is_kept_in_two_files_and_shown_nowhere(
@@ -160,7 +84,7 @@ async def test_the_right_password_is_kept_in_two_files_and_shown_nowhere(
     await client.manage(machine.uri(chap.one_way), "a", **chap.right)
     found = await connected(client, "a")
     tool("dd", f"if={found['Devices'][0]}", "of=/dev/null", "bs=64k", "count=1", "status=none")
-    kept = files(chap, began)
+    kept = files(chap.marks, began)
     (record,) = {one for one in kept if one.startswith(str(CONFIG))}
     assert {one.removesuffix("-wal") for one in kept - {record}} == {RECORDS}
     for one in kept:
@@ -172,7 +96,7 @@ async def test_the_right_password_is_kept_in_two_files_and_shown_nowhere(
         await restarted(changes)
     await connected(client, "a")
     await leave(client)
-    assert not files(chap, began)
+    assert not files(chap.marks, began)
     say(f"iscsiadm was seen {sampler.tools} times in {sampler.rounds} rounds")
     assert sampler.tools
 

@@ -7,36 +7,26 @@ A kernel without it (Debian 12's for clouds) must say so, and never connect with
 import asyncio
 import base64
 import os
-import subprocess
-import threading
 import time
 import zlib
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from storaged_conn.bus.wire import Field, Kind
-from tests.caller import MAX_MESSAGE, Caller, given, refused
-from tests.canary import Tap, processes
-from tests.live import DEADLINE
+from tests.caller import Caller, given, refused
 from tests.shell import show as say
 from tests.vm.guest.machine import Machine
-from tests.vm.guest.nvmet import Port, Subsystem, Target, controllers
+from tests.vm.guest.nvmet import Port, Subsystem, Target, controllers, read
+from tests.vm.guest.search import RECORDS, Sampler, files, sampling, searching
 from tests.vm.guest.steps import connected, leave
-from tests.vm.guest.units import SYSTEM_BUS, UNIT, owners, restarted, tool
+from tests.vm.guest.units import UNIT, owners, restarted, tool
 
 NQN: Final = "nqn.2026-01.org.example:secret"
 HOST: Final = "nqn.2026-01.org.example:host"
 
 AUTHENTICATES: Final = " nvme_auth_negotiate" in Path("/proc/kallsyms").read_text()
-
-TELLING: Final = {"Manage", "Validate"}
-"""The calls in which a caller sends the key."""
-
-RECORDS: Final = "/var/lib/storaged-conn/connections.db"
 
 
 class Key:
@@ -52,33 +42,6 @@ class Key:
         return any(form in content for form in self._forms)
 
 
-class Sampler(threading.Thread):
-    """Looks at how all processes were started, again and again.
-
-    Attributes:
-        found: where the key was.
-        children: how often the child that connects was seen.
-    """
-
-    def __init__(self, key: Key) -> None:
-        super().__init__(daemon=True)
-        self.found: set[Path] = set()
-        self.children = 0
-        self._key = key
-        self._done = threading.Event()
-
-    def run(self) -> None:
-        while not self._done.wait(0.02):
-            for place, content in processes():
-                self.children += b"fabrics_child.py\0connect" in content
-                if self._key.is_in(content):
-                    self.found.add(place)
-
-    def end(self) -> None:
-        self._done.set()
-        self.join(DEADLINE)
-
-
 @pytest.fixture
 def key() -> Key:
     return Key()
@@ -86,10 +49,8 @@ def key() -> Key:
 
 @pytest.fixture
 def sampler(key: Key) -> Iterator[Sampler]:
-    sampler = Sampler(key)
-    sampler.start()
-    yield sampler
-    sampler.end()
+    with sampling(key.is_in, b"fabrics_child.py\0connect") as sampler:
+        yield sampler
 
 
 @pytest.fixture(scope="module")
@@ -128,46 +89,13 @@ async def client(port: Port, caller: Caller) -> AsyncIterator[Caller]:
     await leave(caller)
 
 
-@pytest.fixture
-async def tap() -> AsyncIterator[Tap]:
-    tap = await Tap.open(SYSTEM_BUS, max_message=MAX_MESSAGE)
-    assert isinstance(tap, Tap)
-    with closing(tap):
-        await tap.monitor()
-        yield tap
-
-
 @pytest.fixture(autouse=True)
-async def watched(client: Caller, key: Key, sampler: Sampler, tap: Tap) -> AsyncIterator[None]:
+async def watched(client: Caller, key: Key, sampler: Sampler) -> AsyncIterator[None]:
     """Look everywhere, while a test runs and after it."""
-    began = time.time()
-    yield
-    await leave(client)
+    async with searching(key.is_in):
+        yield
+        await leave(client)
     assert not sampler.found
-    found = [one for one, raw in tap.seen if key.is_in(raw)]
-    assert {one.text(Field.MEMBER) for one in found} <= TELLING
-    assert {one.kind for one in found} <= {Kind.CALL}
-    assert not key.is_in(journal(began))
-    assert not files(key, began)
-
-
-def journal(began: float) -> bytes:
-    argv = ("journalctl", f"--since=@{began:.0f}", "--output=export", "--all")
-    return subprocess.run(argv, capture_output=True, timeout=DEADLINE, check=True).stdout
-
-
-def files(key: Key, began: float) -> set[str]:
-    """Give the files with the key, of all those that were changed since then and that are kept."""
-    argv = ("find", "/", "/run", "/tmp", "/dev/shm", "-xdev", "-type", "f", "-newerct")
-    changed = tool(*argv, f"@{began:.0f}").splitlines()
-    return {one for one in changed if key.is_in(read(Path(one)))}
-
-
-def read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError:
-        return b""
 
 
 def options(key: Key) -> dict[str, object]:
@@ -186,9 +114,9 @@ async def test_the_key_lets_us_in_and_shows_nowhere(
         return
     name = (await connected(client, "a"))["ConnectionInfo"]["controller"]
     shown = Path("/sys/class/nvme", name, "dhchap_secret")
-    assert key.is_in(read(shown))
+    assert key.is_in(read(shown).encode())
     assert tool("stat", "--format=%a", shown) == "600\n"
-    assert {one.removesuffix("-wal") for one in files(key, began)} == {RECORDS}
+    assert {one.removesuffix("-wal") for one in files(key.is_in, began)} == {RECORDS}
     tool("nvme", "disconnect", "-n", NQN)
     await client.until("a", State="connected", Reconnects=1)
     async with owners() as changes:
@@ -196,9 +124,9 @@ async def test_the_key_lets_us_in_and_shows_nowhere(
         await restarted(changes)
     await connected(client, "a")
     await leave(client)
-    assert not files(key, began)
-    say(f"the child that connects was seen {sampler.children} times")
-    assert sampler.children
+    assert not files(key.is_in, began)
+    say(f"the child that connects was seen {sampler.tools} times")
+    assert sampler.tools
 
 
 async def test_a_wrong_key_and_none_are_refused_and_not_tried_again_soon(
