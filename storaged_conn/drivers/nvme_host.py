@@ -17,11 +17,15 @@ from typing import Final, NamedTuple
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from storaged_conn.core.model import Target
+from storaged_conn.errors import UnusableError
 
 ETC: Final = Path("/etc")
 
 BY_UUID: Final = "nqn.2014-08.org.nvmexpress:uuid:"
 """Source: NVM Express Base Specification, 4.5, the second form of an NQN."""
+
+_NQN: Final = re.compile(r"[^\s,]{1,223}")
+"""Others than the specification's are in use, too; a comma would end the kernel's field."""
 
 _SALT: Final = b"storaged-conn: the host's NQN"
 """What keeps the machine's id to itself. Source: machine-id(5): it should not be shown."""
@@ -42,12 +46,24 @@ def read_host(target: Target, etc: Path = ETC) -> Host:
     """Say who we are to a target: what its options say, or the host's files, or the machine's id.
 
     Source: nvme-connect(1), --hostnqn and --hostid.
+
+    Raises:
+        UnusableError: a file has something else.
     """
     given, id_given = target.option("host-nqn"), target.option("host-id")
     written = _read(etc / "nvme/hostnqn")
     nqn = str(given or written or _made(etc))
+    if not _NQN.fullmatch(nqn) or not nqn.isprintable():
+        raise UnusableError(f"{etc}/nvme/hostnqn has no NQN; see nvme-gen-hostnqn(1)")
     own_id = _read(etc / "nvme/hostid") if not given and written else ""
-    return Host(nqn, str(id_given or own_id or _id_of(nqn)))
+    return Host(nqn, str(id_given or _read_id(own_id, etc) or _id_of(nqn)))
+
+
+def _read_id(text: str, etc: Path) -> str:
+    try:
+        return str(UUID(text)) if text else ""
+    except ValueError:
+        raise UnusableError(f"{etc}/nvme/hostid has no UUID; see nvme-connect(1)") from None
 
 
 def _id_of(nqn: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from storaged_conn.core.model import Target, Value
 from storaged_conn.drivers.nvme_exclusions import excluded_by
 from storaged_conn.drivers.nvme_host import Host
-from storaged_conn.drivers.nvme_remote import DISCOVERY, Remote
+from storaged_conn.drivers.nvme_remote import DISCOVERY, PORT, Remote, read_server_uri, read_uri
 from storaged_conn.errors import (
     AttemptError,
     AuthenticationError,
@@ -100,15 +100,22 @@ async def list_subsystems(address: str, port: int, host: Host) -> list[Mapping[s
         AttemptError: it does not say.
     """
     entries = await nvme_tcp.discover(Address(address, port), Who(host.nqn, host.id, DISCOVERY))
-    return [_describe(entry) for entry in entries]
+    return [found for entry in entries if (found := describe(entry))]
 
 
-def _describe(entry: Entry) -> Mapping[str, Value]:
+def describe(entry: Entry) -> Mapping[str, Value] | None:
+    """Give the members of Discover's answer; None for an entry that no URI can be made of."""
     port = int(entry.service) if entry.service.isdecimal() and entry.transport != "fc" else 0
-    remote = Remote(entry.transport, entry.address, port, entry.nqn)
     referral = entry.kind == "referral"
+    remote = Remote(entry.transport, entry.address, port, "" if referral else entry.nqn)
+    uri = remote.uri.rstrip("/")
+    try:
+        if remote != (read_server_uri(uri, PORT) if referral else read_uri(uri)):
+            return None
+    except InvalidArgumentError:
+        return None
     return {
-        "uri": remote.uri if not referral else remote._replace(nqn="").uri.rstrip("/"),
+        "uri": uri,
         "nqn": entry.nqn,
         "kind": entry.kind,
         "transport": entry.transport,

@@ -5,6 +5,7 @@ from collections.abc import Container, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from storaged_conn.core.model import Absent, Foreign, Observation, Present, Target, Value
 from storaged_conn.drivers.mount import key_of
@@ -231,6 +232,6 @@ class Table:
 def _remote(controller: Controller) -> Remote:
     """Say where a controller is connected to, as a URI would."""
     port = controller.address.get("trsvcid", "")
-    host = controller.address.get("traddr", "")
+    host = quote(controller.address.get("traddr", ""), safe=":%")
     number = int(port) if port.isdecimal() and controller.transport != "fc" else 0
     return Remote(controller.transport, host, number, controller.nqn)

@@ -21,6 +21,7 @@ from uuid import UUID
 from storaged_conn.errors import (
     AccessDeniedError,
     AttemptError,
+    BusyError,
     NotOfferedError,
     ProtocolError,
     ServerRefusedError,
@@ -36,6 +37,9 @@ nvme_tcp_alloc_queue, where the kernel gives the greeting as much."""
 
 MAX_PDU: Final = 1 << 20
 """Bytes; more than CHUNK and its headers."""
+
+MAX_ALIGNMENT: Final = 31
+"""Words of 4 bytes, less one. Source: TCP Transport Specification, 3.6.2.3, CPDA."""
 
 CHUNK: Final = 4096
 """Bytes of the log that are asked for at a time; every controller can give as much at once."""
@@ -137,16 +141,7 @@ async def discover(server: Address, who: Who) -> list[Entry]:
         AttemptError: there is none, or it does not answer.
     """
     async with _conversation(server) as talk:
-        await talk.connect(who)
-        await talk.enable()
-        header = await talk.log(0, _ENTRY.size)
-        count = int.from_bytes(header[8:16], "little")
-        if count > MAX_ENTRIES:
-            raise TroubleError(f"{server.text}: a log of {count} entries is too long; see it")
-        log = bytearray(header)
-        while left := (count + 1) * _ENTRY.size - len(log):
-            log += await talk.log(len(log), min(left, CHUNK))
-        return list(_entries(bytes(log), count))
+        return await talk.entries(who)
 
 
 class _Talk:
@@ -167,6 +162,8 @@ class _Talk:
         if kind != IC_RESP or len(body) != _GREETING.size:
             raise ProtocolError(f"{self._where}: what answers on this port is no NVMe subsystem")
         _, alignment, _, _ = _GREETING.unpack(body)
+        if alignment > MAX_ALIGNMENT:
+            raise ProtocolError(f"{self._where}: PDUs cannot be aligned so far; see the server")
         self._alignment = 4 * (alignment + 1)
 
     async def connect(self, who: Who) -> int:
@@ -178,6 +175,20 @@ class _Talk:
         if status:
             raise self._refusal(status, result, who)
         return result
+
+    async def entries(self, who: Who) -> list[Entry]:
+        await self.connect(who)
+        await self.enable()
+        header = await self.log(0, _ENTRY.size)
+        count = int.from_bytes(header[8:16], "little")
+        if count > MAX_ENTRIES:
+            raise TroubleError(f"{self._where}: a log of {count} entries is too long; see it")
+        log = bytearray(header)
+        while left := (count + 1) * _ENTRY.size - len(log):
+            log += await self.log(len(log), min(left, CHUNK))
+        if await self.log(0, _ENTRY.size) != header:
+            raise BusyError(f"{self._where}: its log changed while it was read; ask again")
+        return list(_entries(bytes(log), count))
 
     async def enable(self) -> None:
         await self._good(FABRICS, SET_PROPERTY, _PROPERTY.pack(0, CC, ENABLE))

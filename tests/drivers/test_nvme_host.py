@@ -6,6 +6,7 @@ import pytest
 
 from storaged_conn.core.model import Target
 from storaged_conn.drivers.nvme_host import Host, read_host
+from storaged_conn.errors import UnusableError
 
 URI = "nvme+tcp://h/nqn.2014-08.org.example:a"
 ID = "11111111-2222-3333-4444-555555555555"
@@ -53,3 +54,14 @@ def test_what_is_given_counts(etc: Path) -> None:
     other = "66666666-2222-3333-4444-555555555555"
     options = (("host-id", other), ("host-nqn", BY_UUID))
     assert read_host(Target(URI, options), etc) == Host(BY_UUID, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("hostnqn", "nqn.a,tls"), ("hostnqn", "nqn.a\nb"), ("hostnqn", "x" * 224), ("hostid", "7")],
+)
+def test_a_file_with_something_else_is_named(etc: Path, name: str, text: str) -> None:
+    (etc / "nvme/hostnqn").write_text("nqn.2014-08.org.example:host\n")
+    (etc / "nvme" / name).write_text(text)
+    with pytest.raises(UnusableError, match=name):
+        read_host(Target(URI), etc)

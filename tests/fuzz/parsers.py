@@ -36,7 +36,7 @@ from storaged_conn.system.mounting import explain
 from storaged_conn.system.rpc import Procedure, Reader, _port_of, _results
 from storaged_conn.system.run import Result
 from storaged_conn.system.sentinel import Address
-from tests.fuzz import iscsi, netlink
+from tests.fuzz import iscsi, netlink, nvme
 from tests.fuzz.world import World, check_told
 from tests.injections import INJECTIONS
 
@@ -85,6 +85,8 @@ def feed_manage(data: bytes) -> None:
     record = Record("x", target.uri, taken)
     assert world().manager._read(record) == (driver, target)
     check_told(world().mounted(target))
+    if target.scheme.startswith("nvme+"):
+        nvme.check_line(target)
 
 
 def _option(written: str) -> tuple[str, Given]:
@@ -242,10 +244,13 @@ _URIS: Final = (
     *("file:///srv/a%20b", "file://localhost/srv", "simulated:x", "simulated://[::1]:1/x"),
     *("posix+ext4:/dev/sdb1", "posix+cifs://server/share", "posix+fuse.sshfs:user@host:dir"),
     *("iscsi://h/iqn.2003-01.org:a;portal=1;lun=2", "iscsi://[::1]:860/eui.02004567A425678D"),
+    *("nvme+tcp://[::1]:8009/nqn.2014-08.org.a:b", "nvme+rdma://h/nqn.2014-08.org.a"),
+    "nvme+fc://nn-0x2000001000000001:pn-0x1000001000000001/nqn.2014-08.org.a",
     *("nfs://host/x", "nfs://[2001:db8::1]:20490/x", "nfs://host:/x", "nfs://host:x"),
 )
 _NFS: Final = "nfs://host/x"
 _ISCSI: Final = "iscsi://h/iqn.2003-01.org:a"
+_NVME: Final = "nvme+tcp://h/nqn.2014-08.org.a"
 _MANAGE: Final = (
     *_URIS,
     *(f"{uri}{FIELD}mountpoint=/srv/root/x{FIELD}read-only=1" for uri in _URIS),
@@ -255,6 +260,9 @@ _MANAGE: Final = (
     *(f"{uri}{text}" for uri in ("nfs://host/", "posix+cifs:", "file:") for text in INJECTIONS),
     *(f"iscsi://h/iqn.2003-01.org:{text}" for text in INJECTIONS),
     *(f"{_ISCSI}{FIELD}{one}" for one in ("interface=../x", "header-digest=crc32c", "luns=1")),
+    *(f"nvme+tcp://h/nqn.2014-08.org.{text}" for text in INJECTIONS),
+    *(f"{_NVME}{FIELD}{one}" for one in ("host-nqn=nqn.2014-08.org.b,tls", "host-traddr=::1")),
+    *(f"{_NVME}{FIELD}{one}" for one in ("dhchap-secret=DHHC-1:00:x:", "host-iface=eth0,tls")),
     f"simulated:x{FIELD}password=secret{FIELD}fail-with=Busy{FIELD}latency-ms=1",
 )
 _ROW: Final = FIELD.join(
@@ -271,7 +279,7 @@ PARSERS: Final[dict[str, Parser]] = {
         feed_manage,
         "core.model manager drivers.file drivers.flags drivers.nfs_options drivers.nfs_remote"
         " drivers.paths drivers.posix drivers.server drivers.simulated bus.systemd system.sentinel"
-        " drivers.iscsi_options",
+        " drivers.iscsi_options drivers.nvme_options drivers.nvme_remote",
         _MANAGE,
     ),
     "cid": Parser(feed_cid, "names", ("x", "_20x", "_", "\u00fc.1", *INJECTIONS.values())),
@@ -290,6 +298,13 @@ PARSERS: Final[dict[str, Parser]] = {
     "iscsi-nodes": Parser(iscsi.feed_records, "system.iscsi_nodes", iscsi.RECORDS),
     "iscsiadm": Parser(iscsi.feed_iscsiadm, "system.iscsiadm", ("\x18iscsiadm: no\n",)),
     "iscsi-sessions": Parser(iscsi.feed_sessions, "system.iscsi", iscsi.SESSIONS),
+    "nvme-answers": Parser(nvme.feed_answers, "system.nvme_tcp", nvme.ANSWERS),
+    "nvme-controllers": Parser(nvme.feed_controllers, "system.nvme", nvme.CONTROLLERS),
+    "nvme-files": Parser(
+        nvme.feed_files,
+        "drivers.nvme_exclusions drivers.nvme_host drivers.nvme_registry",
+        nvme.FILES,
+    ),
     "uevents": Parser(netlink.feed_uevents, "sources.uevents", netlink.DEVICES),
     "config": Parser(
         feed_config, "config", ("[Audit]\nIntervalSec=15min\n[Keepalive]\nIdleSec=1",)

@@ -34,6 +34,8 @@ OTHERS: Final = {
     "runner": "a URI that was read",
     "sources.directories": "a path that was read",
     "system.devices": "what udevd wrote, and names in /dev",
+    "system.fabrics": "what our own child says",
+    "system.fabrics_child": "what the driver made, and what the kernel answers",
     "system.inotify": "the kernel's structures",
     "system.journal": "our own words, of which only lines are made",
     "system.mount_child": "a place that was read, and /proc",

@@ -18,6 +18,9 @@ from storaged_conn.drivers.iscsi_recovery import Recovery
 from storaged_conn.drivers.iscsi_view import SessionView
 from storaged_conn.drivers.mount import MountDriver
 from storaged_conn.drivers.nfs import NfsDriver
+from storaged_conn.drivers.nvme import NvmeDriver
+from storaged_conn.drivers.nvme_registry import Registry
+from storaged_conn.drivers.nvme_table import Table
 from storaged_conn.drivers.posix import PosixDriver
 from storaged_conn.drivers.simulated import SimulatedDriver
 from storaged_conn.errors import RefusedError
@@ -27,6 +30,7 @@ from storaged_conn.system.iscsi_nodes import Nodes
 from storaged_conn.system.iscsiadm import Iscsiadm
 from storaged_conn.system.mountinfo import MountTable
 from storaged_conn.system.mounting import FORCED, Place
+from storaged_conn.system.nvme import Controllers
 from tests.drivers.nfs_world import FakeServers
 
 ROOT: Final = Path("/srv/root")
@@ -102,19 +106,27 @@ class World:
         common = (self.table, self.directory / "run", [ROOT], self.mounter)
         health = Health(servers, start_nothing)
         self.mounts = [FileDriver(*common), PosixDriver(*common), NfsDriver(*common, health)]
-        drivers = [*self.mounts, SimulatedDriver(servers), self.iscsi(servers)]
+        others = [SimulatedDriver(servers), self.iscsi(servers), self.nvme(servers)]
+        drivers = [*self.mounts, *others]
         self.manager = Manager(drivers, (), Unkept(), start_nothing)
         self.signatures: dict[str, str] = {}
         for known in self.manager.option_table().values():
             self.signatures |= known
 
     def iscsi(self, servers: FakeServers) -> IscsiDriver:
-        """Make the one driver that mounts nothing, on nothing."""
+        """Make the driver of sessions, on nothing."""
         iscsiadm = Iscsiadm("/nonexistent/iscsiadm")
         nodes = Nodes(iscsiadm, config=self.directory, locks=self.directory)
         view = SessionView(Sessions(self.directory, self.directory), nodes, self.table)
         recovery = Recovery(servers, start_nothing)
         return IscsiDriver(view, iscsiadm, nodes, servers, recovery)
+
+    def nvme(self, servers: FakeServers) -> NvmeDriver:
+        """Make the driver of controllers, on nothing."""
+        controllers = Controllers(self.directory, self.directory, self.directory)
+        registry = Registry(self.directory / "registry")
+        table = Table(controllers, registry, servers, self.directory / "plans")
+        return NvmeDriver(table, self.table, servers, start_nothing)
 
     def mounted(self, target: Target) -> Told | None:
         """Give what mount(8) would be told for a target, or None where nothing is mounted."""

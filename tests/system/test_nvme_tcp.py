@@ -2,6 +2,7 @@
 """Against a server that speaks as much NVMe/TCP as is needed; the kernel's is in the guest."""
 
 import asyncio
+from itertools import count
 from struct import pack, unpack_from
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from storaged_conn.errors import (
     AccessDeniedError,
     AttemptError,
+    BusyError,
     NotOfferedError,
     ProtocolError,
     ServerRefusedError,
@@ -59,6 +61,24 @@ async def test_who_we_are_is_said_as_the_specification_wants_it() -> None:
 async def test_data_is_aligned_as_the_subsystem_asks_for() -> None:
     async with serving(Subsystem(lets_in(), alignment=15)) as server:
         await knock(server, WHO)
+
+
+async def test_an_alignment_that_no_pdu_can_have_is_refused() -> None:
+    async with serving(Subsystem(lets_in(), alignment=32)) as server:
+        with pytest.raises(ProtocolError, match="aligned"):
+            await knock(server, WHO)
+
+
+async def test_a_log_that_changes_meanwhile_is_not_half_old() -> None:
+    generations = count()
+
+    def answer(command: bytes, data: bytes) -> tuple[int, int, bytes]:
+        status, result, whole = discovery(log())(command, data)
+        return status, result, pack("<Q", next(generations)) + whole[8:] if whole else b""
+
+    async with serving(Subsystem(answer)) as server:
+        with pytest.raises(BusyError, match="ask again"):
+            await discover(server, WHO)
 
 
 @pytest.mark.parametrize("result", [1 | 1 << 17, 1 | 1 << 18])
@@ -113,7 +133,7 @@ async def test_the_discovery_log_is_read_in_pieces() -> None:
     expected.append(Entry("referral", "tcp", referral, "10.0.0.2", "8009"))
     expected.append(Entry("subsystem", "fc", WHO.nqn, "nn-0x1:pn-0x2", "none"))
     assert found == expected
-    assert [command[0] for command, _ in subsystem.commands] == [0x7F] * 3 + [0x02] * 5
+    assert [command[0] for command, _ in subsystem.commands] == [0x7F] * 3 + [0x02] * 6
 
 
 async def test_a_log_without_end_is_refused() -> None:
