@@ -109,7 +109,9 @@ class ConnectFailed:
 
 @dataclass(frozen=True, slots=True)
 class ConnectRefused:
-    """CONNECT failed, and the same answer would come again."""
+    """CONNECT failed, and the same answer would come again; `costly` where asking does harm."""
+
+    costly: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,11 +385,17 @@ class Machine:
         elif new in {State.WAITING, State.STUCK}:
             self.deadline = now + wait_seconds(self._failures, self.jitter)
         elif new is State.FAILED:
-            self.deadline = now + spread(REFUSED_WAIT, self.jitter)
+            self.deadline = now + self._after_refusal(event)
         self.state = new
         command = None if running else ON_ENTRY.get(new)
         self.attempts += command is Command.CONNECT
         return command
+
+    def _after_refusal(self, event: Event) -> float:
+        """A server that has just begun may not offer everything yet; a password stays wrong."""
+        if isinstance(event, ConnectRefused) and event.costly:
+            return spread(REFUSED_WAIT, self.jitter)
+        return wait_seconds(self._failures, self.jitter, REFUSED_WAIT)
 
     def _hold_back(self, event: Event, now: float) -> float:
         match event:
