@@ -50,13 +50,14 @@ class Kernel:
             (top / key).write_text(f"{value}\n")
         return top
 
-    def add(self, controller: str, path: str, device: str, *links: str) -> None:
+    def add(self, controller: str, path: str, device: str, *links: str, nsid: int = 1) -> None:
         """Add a namespace by a controller's path to it, such as nvme0c1n1; udev has seen it."""
         head = re.sub("c[0-9]+", "", path)
         (self.sys / "class/nvme" / controller / path).mkdir()
         block = self.sys / "class/block" / head
         block.mkdir(parents=True, exist_ok=True)
         (block / "dev").write_text(f"{device}\n")
+        (block / "nsid").write_text(f"{nsid}\n")
         lines = [f"S:{link.removeprefix('/dev/')}" for link in links]
         (self.udev / f"b{device}").write_text("\n".join(lines))
 

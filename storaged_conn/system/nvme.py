@@ -128,8 +128,11 @@ class Controllers:
         return _read(self._class / controller.name / attribute)
 
     def namespaces(self, controller: Controller) -> list[Namespace]:
-        """List the block devices that it leads to."""
-        return [self._namespace(name) for name in sorted(self.heads(controller), key=_by_number)]
+        """List the block devices that it leads to, by their namespace ids.
+
+        Their names say nothing of that: Linux 6.12 looks for all at once.
+        """
+        return [self._namespace(name) for name in sorted(self.heads(controller), key=self._place)]
 
     def heads(self, controller: Controller) -> Iterator[str]:
         """Name the block devices that it leads to."""
@@ -165,6 +168,10 @@ class Controllers:
         except OSError:
             return 0
 
+    def _place(self, name: str) -> list[int]:
+        nsid = _read(self.sys / "class/block" / name / "nsid")
+        return [int(digits) for digits in re.findall(r"[0-9]+", f"{nsid} {name}")]
+
     def _namespace(self, name: str) -> Namespace:
         device = _read(self.sys / "class/block" / name / "dev")
         handled = (self._udev / f"b{device}").exists() or not self._control.exists()
@@ -180,10 +187,6 @@ def read_nqn(directory: Path) -> str:
     """
     nqn = _read(directory / "subsysnqn")
     return nqn if nqn.startswith("nqn.") else ""
-
-
-def _by_number(name: str) -> list[int]:
-    return [int(digits) for digits in re.findall(r"[0-9]+", name)]
 
 
 def _read(file: Path) -> str:

@@ -78,6 +78,15 @@ def test_without_multipath_a_controller_has_its_own_devices(kernel: Kernel) -> N
     assert [namespace.path for namespace in found] == ["/dev/nvme0n2", "/dev/nvme0n10"]
 
 
+def test_devices_are_in_the_order_of_their_namespace_ids(kernel: Kernel) -> None:
+    kernel.connect("nvme0")
+    for number, nsid in ((1, 10), (2, 2), (3, 1)):
+        kernel.add("nvme0", f"nvme0c0n{number}", f"259:{number}", nsid=nsid)
+    (one,) = kernel.controllers.all()
+    found = kernel.controllers.namespaces(one)
+    assert [namespace.name for namespace in found] == ["nvme0n3", "nvme0n2", "nvme0n1"]
+
+
 def test_a_namespace_is_ready_when_udev_has_seen_it_or_there_is_none(kernel: Kernel) -> None:
     kernel.connect("nvme0")
     kernel.add("nvme0", "nvme0c0n1", "259:1")
