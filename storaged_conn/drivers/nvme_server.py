@@ -13,6 +13,7 @@ from storaged_conn.errors import (
     InvalidArgumentError,
     NotSupportedError,
     RefusedError,
+    TroubleError,
 )
 from storaged_conn.system import nvme_tcp
 from storaged_conn.system.nvme_tcp import Entry, Who
@@ -45,10 +46,14 @@ def check_allowed(target: Target, remote: Remote, address: str, host: Host) -> N
 async def knock(target: Target, remote: Remote, address: str, host: Host) -> bool:
     """See that a subsystem would let us in, as far as it says; True where it wants a key.
 
+    With TLS it says nothing to us: the kernel has the keys.
+
     Raises:
         AttemptError: it would not.
         NotSupportedError: it can only be asked over TCP.
     """
+    if target.option("tls"):
+        return False
     if remote.transport != "tcp":
         raise NotSupportedError(f"{target.scheme}: only nvme+tcp can be asked without connecting")
     server, who = Address(address, remote.port), Who(host.nqn, host.id, remote.nqn)
@@ -72,6 +77,8 @@ async def explain(target: Target, remote: Remote, address: str, host: Host) -> A
         return error
     except NotSupportedError:
         return None
+    if target.option("tls"):
+        return TroubleError(f"{remote.uri}: TLS failed, or more; see tlshd(8) and the kernel's log")
     if wanted:
         return AuthenticationError(
             f"{remote.nqn} and this host do not agree on the DH-HMAC-CHAP keys; see both sides'"

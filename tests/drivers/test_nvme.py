@@ -327,6 +327,16 @@ async def test_what_the_kernel_does_not_explain_the_subsystem_does(
     assert await world.driver.observe(world.target()) == Absent()
 
 
+async def test_with_tls_nothing_is_asked_but_the_kernel(world: World) -> None:
+    world.servers.address = "127.0.0.1"
+    world.fabrics.failures.append(UnexplainedError("EIO"))
+    async with serving(Subsystem(lambda command, data: (0x184, 0, b""))) as server:
+        target = world.target(f"nvme+tcp://{server.text}/{NQN}", tls=True)
+        await world.driver.validate(target)
+        with pytest.raises(TroubleError, match="tlshd"):
+            await world.driver.connect(target)
+
+
 async def test_a_server_that_is_down_is_not_asked(world: World) -> None:
     world.servers.go_down(SERVER)
     with pytest.raises(UnreachableError):

@@ -26,11 +26,14 @@ PACKAGES: Final = (
     *("nvme-cli",),
 )
 
+ALSO: Final = {"trixie": ("ktls-utils",)}
+"""The packages of one suite: only its kernel has TLS for NVMe."""
+
 # The servers belong to "another machine" (guest/storage.py, guest/targets.py), and the consoles to
 # us. The others have nothing to do here but to take time.
 MASKED: Final = (
     *("nfs-server.service", "rpc-statd-notify.service", "nfs-blkmap.service", "tgt.service"),
-    *("nvmf-autoconnect.service", "nvmefc-boot-connections.service"),
+    *("nvmf-autoconnect.service", "nvmefc-boot-connections.service", "tlshd.service"),
     *("serial-getty@ttyS0.service", "getty@tty1.service"),
     *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer"),
     *("e2scrub_all.timer", "e2scrub_reap.service", "fstrim.timer"),
@@ -101,7 +104,7 @@ def _build(suite: str, made: Path) -> None:
     # A tar file, not a directory: what mmdebstrap has mounted in there is never deleted by us.
     with tempfile.TemporaryDirectory(dir=made) as scratch:
         tar, root = Path(scratch) / "root.tar", Path(scratch) / "root"
-        variant = ("--variant=minbase", f"--include={','.join(PACKAGES)}")
+        variant = ("--variant=minbase", f"--include={','.join((*PACKAGES, *ALSO.get(suite, ())))}")
         run("mmdebstrap", "--quiet", *variant, *hooks, suite, tar, _mirror(), deadline=BUILD)
         root.mkdir()
         run("tar", "--extract", "--numeric-owner", "-f", tar, "-C", root, deadline=PACK)

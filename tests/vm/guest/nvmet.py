@@ -106,6 +106,10 @@ class Port:
         ):
             (self.path / name).write_text(value)
 
+    def secure(self) -> None:
+        """Let in nobody without TLS, from the next `serve` on."""
+        (self.path / "addr_tsas").write_text("tls1.3")
+
     def uri(self, subsystem: Subsystem) -> str:
         """Write where a subsystem is."""
         host = f"[{self.address}]" if ":" in self.address else self.address
