@@ -30,7 +30,7 @@ class FakeSystemd:
         made: the properties of each unit that was made.
         failed: names that must be reset before they are used again.
         refusals: the error that a name is answered with.
-        silent: units whose jobs never end.
+        silent: units whose jobs never end, until they are stopped.
         asked: set with every call.
     """
 
@@ -85,7 +85,17 @@ class FakeSystemd:
         assert mode == "ignore-dependencies"
         if unit not in self._units:
             raise CallError(f"{SYSTEMD}.NoSuchUnit", f"Unit {unit} not loaded.")
+        if unit in self.silent:
+            return self._call_off(unit)
         return self._begin(unit, ["umount", _where(unit), "-c"], starts=False)
+
+    def _call_off(self, unit: str) -> str:
+        self.silent.discard(unit)
+        self._jobs += 1
+        job = f"{JOB}{self._jobs}"
+        del self._units[unit]
+        asyncio.get_running_loop().call_soon(self.tell, job, unit, "done")
+        return job
 
     def _begin(self, unit: str, argv: list[str], *, starts: bool) -> str:
         self._jobs += 1

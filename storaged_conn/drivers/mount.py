@@ -13,7 +13,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from storaged_conn.core.model import Absent, Observation, Present, Target, Topic, Value
 from storaged_conn.drivers.base import Driver
@@ -29,6 +29,9 @@ from storaged_conn.errors import (
 from storaged_conn.system import mounting
 from storaged_conn.system.mountinfo import Mount, MountTable
 from storaged_conn.system.mounting import FORCED, Mounter, Place
+
+NOTHING: Final = -1
+"""The id of no mount."""
 
 
 class MountDriver(Driver):
@@ -112,6 +115,7 @@ class MountDriver(Driver):
         if isinstance(found, Present):
             return found
         place = self.place(target)
+        await self._call_off(target, place)
         await self._clear(target, place)
         self._marks.plan(key_of(target))
         try:
@@ -125,6 +129,7 @@ class MountDriver(Driver):
         """See Driver; what others mounted stays, and so does what others still use."""
         self.table.refresh()
         place = self.place(target)
+        await self._call_off(target, place)
         mount = self._own(target, place)
         if mount:
             await self._remove(target, place, mount)
@@ -229,6 +234,16 @@ class MountDriver(Driver):
         mark = self._marks.get(key_of(target))
         mounts = self.table.mounts or {}
         return mark is not None and any(mark.is_of(mount) for mount in mounts.values())
+
+    async def _call_off(self, target: Target, place: Place) -> None:
+        """End what PID 1 may still be mounting for an earlier run of this service that was killed.
+
+        It would come about when nobody remembers that it is ours.
+        """
+        planned = self._marks.get(key_of(target)) is PLANNED
+        if planned and self.table.mounts is not None and not self.table.at(place.target):
+            await self.mounter.unmount(place, NOTHING)
+            self.table.refresh()
 
     async def _clear(self, target: Target, place: Place) -> None:
         """Make the place free of what is ours and unfit for use.
