@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from storaged_conn.core.machine import IN_FLIGHT, State
-from storaged_conn.core.model import Foreign, Present, Record
+from storaged_conn.core.model import Foreign, Present, Record, Topic
 from storaged_conn.drivers.base import Driver
 from storaged_conn.runner import Runner
 
@@ -76,7 +76,7 @@ class Unmanaged:
         self._claims: dict[Runner, str] = {}
         self._claimed: Counter[str] = Counter()
         self._ending: set[Runner] = set()
-        self._echoing: dict[Runner, frozenset[str]] = {}
+        self._echoing: dict[Runner, frozenset[Topic]] = {}
         self._due = False
 
     def claim(self, runner: Runner) -> None:
@@ -85,8 +85,7 @@ class Unmanaged:
         old = self._claims.pop(runner, "")
         echoed = self._echoing.pop(runner, None)
         if runner.machine.state in IN_FLIGHT:
-            topics = runner.driver.topics(runner.target)
-            self._echoing[runner] = frozenset(one.name for one in topics if one.kind == "mount")
+            self._echoing[runner] = runner.driver.topics(runner.target)
         if old:
             self._claimed[old] -= 1
             if not self._claimed[old]:
@@ -127,9 +126,9 @@ class Unmanaged:
         echoes = frozenset().union(*self._echoing.values())
         for driver in self._drivers:
             for foreign in driver.foreign(known):
-                present = foreign.present
-                if present.name not in known and present.mountpoint not in echoes - {""}:
-                    yield View(PREFIX + present.name, foreign=foreign)
+                name = foreign.present.name
+                if name not in known and foreign.place not in echoes:
+                    yield View(PREFIX + name, foreign=foreign)
         for runner in self._ending:
             if runner.present and runner.present.name not in self._claimed:
                 yield View(PREFIX + runner.present.name, runner=runner)

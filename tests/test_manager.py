@@ -263,6 +263,22 @@ async def test_what_others_connected_is_listed_adopted_and_left_alone(stage: Sta
     await stage.news.until(lambda: "removed unmanaged/fake-abroad" in stage.news.heard)
 
 
+async def test_what_is_being_taken_up_is_not_listed_beside_it(stage: Stage) -> None:
+    place = Topic("session", "x")
+    stage.driver.foreigners.append(replace(ABROAD, place=place))
+    stage.driver.kernel["fake:abroad"] = ABROAD.present
+    stage.driver.free.clear()
+    stage.manager.start([Record("c", "fake:abroad", {"session": "x"}, 7)])
+    assert not stage.manager.view("unmanaged/fake-abroad")
+    stage.manager.look(Topic("mounts", ""), hint=False)
+    await asyncio.sleep(0)
+    assert stage.view("c").present is None
+    assert not stage.manager.view("unmanaged/fake-abroad")
+    stage.driver.free.set()
+    await stage.until("c", "connected")
+    assert not stage.manager.view("unmanaged/fake-abroad")
+
+
 async def test_those_that_share_a_session_must_get_along(stage: Stage) -> None:
     session, slow, fast = ("s", "x"), ("x", 1), ("x", 2)
     await stage.manage("fake:a", "a", session=session, speed=slow)

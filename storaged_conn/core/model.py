@@ -136,19 +136,24 @@ Observation = Present | Absent | None
 """What a driver saw; None is unknown, and unknown is never treated as gone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Foreign:
-    """A connection that the kernel has and that nobody may have asked us for."""
-
-    uri: str
-    present: Present
-
-
 class Topic(NamedTuple):
     """Something that a source can have news about, such as ("mount", "/mnt/x")."""
 
     kind: str
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A connection that the kernel has and that nobody may have asked us for.
+
+    Attributes:
+        place: which of a target's topics it would be the news of; None where that is not known.
+    """
+
+    uri: str
+    present: Present
+    place: Topic | None = None
 
 
 def check_cid(cid: str) -> None:

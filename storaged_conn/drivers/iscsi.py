@@ -31,6 +31,7 @@ from storaged_conn.drivers.iscsi_options import (
     read_uri,
     settings,
     terms,
+    topic,
     where,
 )
 from storaged_conn.drivers.iscsi_recovery import Recovery
@@ -114,13 +115,12 @@ class IscsiDriver(Driver):
     def topics(self, target: Target) -> frozenset[Topic]:
         """See Driver."""
         remote = read_uri(target.uri)
-        session = f"{remote.server.text}/{remote.iqn}/{interface(target)}"
         return frozenset(
             {
                 Topic("portal", remote.server.text),
                 Topic("iscsi", remote.iqn),
                 Topic("directory", ISCSID),
-                Topic("session", session),
+                topic(remote, interface(target)),
             }
         )
 
@@ -198,8 +198,7 @@ class IscsiDriver(Driver):
 
     def _turn(self, target: Target) -> asyncio.Lock:
         """Give what lets one thing at a time be done with a session."""
-        remote = read_uri(target.uri)
-        key = f"{remote.server.text}/{remote.iqn}/{interface(target)}"
+        key = topic(read_uri(target.uri), interface(target)).name
         return self._turns.setdefault(key, asyncio.Lock())
 
     def _follow(self, target: Target, session: Session) -> None:

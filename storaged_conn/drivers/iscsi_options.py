@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-from storaged_conn.core.model import Target, Value
+from storaged_conn.core.model import Target, Topic, Value
 from storaged_conn.core.secret import Secret
 from storaged_conn.drivers.paths import decode
 from storaged_conn.drivers.server import read_server
@@ -169,6 +169,11 @@ def where(target: Target, address: str) -> Where:
 def interface(target: Target) -> str:
     """Give the iface record."""
     return str(target.option("interface") or "default")
+
+
+def topic(remote: Remote, interface: str) -> Topic:
+    """Give what all have in common that share a session."""
+    return Topic("session", f"{remote.server.text}/{remote.iqn}/{interface}")
 
 
 def terms(target: Target) -> tuple[object, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from storaged_conn.core.model import Foreign, Present, Target
-from storaged_conn.drivers.iscsi_options import Remote, luns, read_uri, where
+from storaged_conn.drivers.iscsi_options import Remote, luns, read_uri, topic, where
 from storaged_conn.system.iscsi import FAILED, LOGGED_IN, Disk, Session, Sessions
 from storaged_conn.system.iscsi_nodes import Nodes
 from storaged_conn.system.mountinfo import MountTable
@@ -131,8 +131,9 @@ class SessionView:
         if known and known[0] is session and known[1] == ours:
             return known[2]
         place = session.where
-        uri = Remote(Address(place.address, place.port), place.iqn).uri
-        found = Foreign(uri, self.describe(session, session.disks))
+        remote = Remote(Address(place.address, place.port), place.iqn)
+        present = self.describe(session, session.disks)
+        found = Foreign(remote.uri, present, topic(remote, place.interface))
         self._listed[session.name] = (session, ours, found)
         return found
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Final
 
-from storaged_conn.core.model import Absent, Observation, Present, Target, Topic, Value
+from storaged_conn.core.model import Absent, Foreign, Observation, Present, Target, Topic, Value
 from storaged_conn.drivers.base import Driver
 from storaged_conn.drivers.marks import PLANNED, Marks
 from storaged_conn.drivers.paths import check_path
@@ -169,6 +169,10 @@ class MountDriver(Driver):
             devices=(mount.node,) if mount.node else (),
             info=info,
         )
+
+    def listed(self, uri: str, mount: Mount) -> Foreign:
+        """Describe a mount that may be anybody's."""
+        return Foreign(uri, self.present(mount), Topic("mount", mount.target))
 
     def place(self, target: Target) -> Place:
         """Say where a target is mounted if we mount it."""

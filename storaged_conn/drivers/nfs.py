@@ -129,7 +129,7 @@ class NfsDriver(MountDriver):
             remote = read_mount(mount)
             hidden = is_system(mount.target) and not self.is_ours_by_place(mount)
             if remote and self.is_seen(mount) and not hidden and not self._is_part(mount, remote):
-                yield Foreign(remote.uri, self.present(mount))
+                yield self.listed(remote.uri, mount)
 
     # what MountDriver asks for
 

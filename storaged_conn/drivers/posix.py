@@ -154,7 +154,7 @@ class PosixDriver(MountDriver):
             if self._is_storage(mounted) and self.is_seen(mounted):
                 uri = _uri(mounted.fstype, mounted.names[0])
                 if self._can_name(uri):
-                    yield Foreign(uri, self.present(mounted))
+                    yield self.listed(uri, mounted)
 
     def _is_storage(self, mounted: Mount) -> bool:
         if not mounted.whole or mounted.fstype in PSEUDO:

@@ -330,6 +330,7 @@ async def test_all_sessions_are_listed(world: World) -> None:
     world.make_session(7)
     (one,) = world.driver.foreign()
     assert one.uri == world.uri()
+    assert one.place in world.driver.topics(world.target())
     assert one.present.name == "iscsi-session-7"
     assert one.present.responsive
     world.fail(7)
