@@ -144,7 +144,7 @@ class NvmeDriver(Driver):
             await self._kernel.delete(controller.name, controller.serial, silent=silent)
         if controller and ours and self._table.is_there(controller):
             raise BusyError(f"{controller.name} is still being disconnected; wait")
-        self._table.drop(target, controller)
+        self._table.drop(target)
 
     async def validate(self, target: Target) -> None:
         """See Driver; whether a key is right is not tried."""
@@ -208,9 +208,9 @@ class NvmeDriver(Driver):
             made = await self._kernel.connect(fabrics_line(target, remote, address, host))
             self._table.settle(target, made)
         except ThereError:
-            self._table.drop(target, None)  # somebody else was quicker
+            self._table.drop(target)  # somebody else was quicker
         except (UnexplainedError, ServerRefusedError) as error:
-            self._table.drop(target, None)
+            self._table.drop(target)
             why = await explain(target, remote, address, host)
             raise why or TroubleError(str(error)) from None
         except AttemptError:

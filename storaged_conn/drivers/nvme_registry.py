@@ -14,6 +14,7 @@ Source: nvme-cli, libnvme/REGISTRY.md (3.0).
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -56,11 +57,17 @@ class Registry:
         """
         self._write(controller, uri)
 
-    def drop(self, controller: Controller) -> None:
-        """Forget a controller of ours that is gone; what stays says nothing about another."""
-        if self.is_ours(controller):
-            with suppress(OSError):
-                self._remove(controller.name)
+    def tidy(self, serial: Callable[[str], int]) -> None:
+        """Forget what of ours is gone, also while we did not run; it says nothing about another.
+
+        Args:
+            serial: gives that of the controller with a name.
+        """
+        with suppress(OSError):
+            for entry in self._top.iterdir():
+                ours = _read(entry / "owner") == OWN
+                if ours and _read(entry / OWN).partition(" ")[0] != str(serial(entry.name)):
+                    self._remove(entry.name)
 
     def _write(self, controller: Controller, uri: str) -> None:
         for directory in reversed((self._top, self._top.parent)):

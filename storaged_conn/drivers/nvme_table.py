@@ -134,11 +134,10 @@ class Table:
                 self._registry.claim(controller, target.uri)
             self._forget_plan(target)
 
-    def drop(self, target: Target, controller: Controller | None) -> None:
+    def drop(self, target: Target) -> None:
         """Forget what is gone, or was not made by us."""
         self._making.pop(target, None)
-        if controller:
-            self._registry.drop(controller)
+        self._registry.tidy(self._controllers.serial)
         self._forget_plan(target)
 
     def is_there(self, controller: Controller) -> bool:

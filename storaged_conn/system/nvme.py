@@ -119,7 +119,7 @@ class Controllers:
 
     def state(self, controller: Controller) -> str:
         """Read the kernel's word for how it is now, empty where it is gone."""
-        if self._serial(controller.name) != controller.serial:
+        if self.serial(controller.name) != controller.serial:
             return ""
         return self.read(controller, "state")
 
@@ -146,7 +146,7 @@ class Controllers:
                 yield "".join(match.groups())
 
     def _read(self, name: str) -> Controller | None:
-        serial = self._serial(name)
+        serial = self.serial(name)
         if name not in self._known or self._serials[name] != serial:
             found = self._read_new(name, serial)
             if found.transport not in FABRICS or not found.nqn or not found.address:
@@ -162,7 +162,8 @@ class Controllers:
         nqn, host_nqn = read_nqn(top), _read(top / "hostnqn")
         return Controller(name, serial, transport, address, nqn, host_nqn)
 
-    def _serial(self, name: str) -> int:
+    def serial(self, name: str) -> int:
+        """Give what tells a controller from all that had its name before; 0 where there is none."""
         try:
             return (self._class / name / "").stat().st_ino
         except OSError:

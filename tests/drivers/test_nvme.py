@@ -251,6 +251,21 @@ async def test_what_has_another_way_may_go_though_it_is_in_use(
     assert world.fabrics.done[-1] == ("delete", "nvme7")
 
 
+async def test_what_went_while_we_were_killed_is_forgotten(world: World, tmp_path: Path) -> None:
+    await connect(world, world.target())
+    world.kernel.remove("nvme7")
+    await world.start().disconnect(world.target(), None)
+    assert list((tmp_path / "registry/entries").iterdir()) == []
+
+
+async def test_another_name_of_the_server_takes_nothing_from_the_first(world: World) -> None:
+    target, other = world.target(), world.target(NAMED)
+    found = await connect(world, target)
+    assert not (await connect(world, other)).ours
+    await world.driver.disconnect(other, None)
+    assert (await world.driver.observe(target)) == found
+
+
 async def test_what_another_owner_has_claimed_is_not_disconnected(
     world: World, tmp_path: Path
 ) -> None:

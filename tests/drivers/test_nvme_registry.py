@@ -27,7 +27,7 @@ def registry(top: Path) -> Registry:
 def test_nobody_owns_what_is_not_there(registry: Registry) -> None:
     assert registry.owner(controller()) == ""
     assert not registry.is_ours(controller())
-    registry.drop(controller())
+    registry.tidy(lambda _: 0)
 
 
 def test_what_we_claim_is_ours_and_others_can_read_it(registry: Registry, top: Path) -> None:
@@ -51,7 +51,7 @@ def test_an_entry_of_one_that_is_gone_says_nothing_about_the_next(registry: Regi
     registry.claim(controller(7), URI)
     assert registry.owner(controller(8)) == ""
     assert registry.uri(controller(8)) == ""
-    registry.drop(controller(8))
+    registry.tidy(lambda _: 7)
     assert registry.is_ours(controller(7))
     registry.claim(controller(8), URI)
     assert registry.is_ours(controller(8))
@@ -61,11 +61,12 @@ def test_what_others_own_stays_theirs(registry: Registry, top: Path) -> None:
     (top / "nvme0").mkdir(parents=True)
     (top / "nvme0/owner").write_text("stas\n")
     assert registry.owner(controller()) == "stas"
-    registry.drop(controller())
+    registry.tidy(lambda _: 0)
     assert (top / "nvme0/owner").exists()
 
 
-def test_what_is_dropped_is_gone(registry: Registry, top: Path) -> None:
+@pytest.mark.parametrize("now", [0, 8])
+def test_what_is_gone_is_forgotten(registry: Registry, top: Path, now: int) -> None:
     registry.claim(controller(), URI)
-    registry.drop(controller())
+    registry.tidy({"nvme0": now}.__getitem__)
     assert list(top.iterdir()) == []
