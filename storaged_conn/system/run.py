@@ -202,6 +202,9 @@ def _spawn_with(argv: Sequence[str], stdin: int) -> subprocess.Popen[bytes]:
         cwd="/",
         env=ENVIRONMENT,
         start_new_session=True,
+        # It outlives us if we are killed, and must not die of that with its next word: iscsiadm
+        # would leave its lock, for which all others wait from then on. SIGPIPE stays ignored.
+        restore_signals=False,
     )
 
 

@@ -2,6 +2,7 @@
 import asyncio
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -51,6 +52,36 @@ async def test_output_and_status_come_back() -> None:
 
 async def test_a_signal_is_a_negative_status() -> None:
     assert (await shell("kill -TERM $$")).returncode == -15
+
+
+OUTSPOKEN = """
+echo $$ >$1/begun
+read -r _ <$1/go
+echo out
+echo err >&2
+echo ended >$1/result
+"""
+
+KILLED = """
+import asyncio, sys
+from storaged_conn.system.run import run
+asyncio.run(run(["/bin/sh", "-c", sys.argv[1], "sh", sys.argv[2]], deadline=60))
+"""
+
+
+async def test_a_child_that_has_something_to_say_ends_well_though_we_were_killed(
+    tmp_path: Path,
+) -> None:
+    for name in ("begun", "go"):
+        os.mkfifo(tmp_path / name)
+    argv = (sys.executable, "-c", KILLED, OUTSPOKEN, str(tmp_path))
+    us = await asyncio.create_subprocess_exec(*argv)
+    child = int(await line_from(tmp_path / "begun"))
+    us.kill()
+    await us.wait()
+    (tmp_path / "go").write_text("go\n")
+    await is_gone(child)
+    assert (tmp_path / "result").read_text() == "ended\n"
 
 
 async def test_arguments_never_meet_a_shell() -> None:
