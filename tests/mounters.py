@@ -96,6 +96,15 @@ class MounterContract:
             await mounter.bind(str(ground / "store"), place(ground), read_only=False)
         assert not (ground / "root/a").exists()
 
+    async def test_what_is_there_and_no_device_is_refused(
+        self, mounter: Mounter, ground: Path
+    ) -> None:
+        (ground / "empty").touch()
+        for source in (ground / "empty", ground / "root"):
+            with pytest.raises(RefusedError, match="name a block device or an image"):
+                await mounter.mount(str(source), "ext4", (), place(ground))
+        assert not exists(place(ground))
+
     async def test_nothing_is_mounted_through_a_link_or_over_what_is_not_empty(
         self, mounter: Mounter, ground: Path, image: str
     ) -> None:

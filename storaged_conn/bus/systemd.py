@@ -163,6 +163,7 @@ class SystemdMounter:
                 properties["StandardErrorFile"] = Variant("s", str(words))
                 result = await self._transient(unit, properties)
                 if result != "done":
+                    await prepare(source, place)  # it may have gone meanwhile, see mount_child.py
                     raise _explain(unit, result, words)
         except AttemptError:
             with suppress(AttemptError):

@@ -161,7 +161,10 @@ class Place:
 def mount(root: str, path: str, fstype: str, options: str, source: str) -> int:
     """Mount a file system; the options are handed on as they are."""
     _look_at(source)
-    return _mount_on(Place(root, path, make=True), "-t", fstype, "-o", options, "--", source)
+    status = _mount_on(Place(root, path, make=True), "-t", fstype, "-o", options, "--", source)
+    if status:
+        _look_at(source)  # it may have gone meanwhile, and mount(8) does not tell that apart
+    return status
 
 
 def bind(root: str, path: str, options: str, source: str) -> int:

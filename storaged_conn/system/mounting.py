@@ -61,7 +61,8 @@ _OWN: Final[dict[int, type[AttemptError]]] = {
 
 _WORDS: Final[tuple[tuple[str, type[AttemptError], str], ...]] = (
     ("does not exist", MissingError, "it is taken up when it is there"),
-    ("Can't lookup blockdev", MissingError, "it is taken up when it is there"),
+    # Also of what is not there: so the source was looked at before and is looked at again.
+    ("Can't lookup blockdev", RefusedError, "name a block device or an image"),
     ("unknown filesystem type", UnusableError, "install what brings it"),
     ("might need a /sbin/mount", UnusableError, "install what brings it"),
     ("target is busy", BusyError, "see fuser(1) for who uses it"),

@@ -44,11 +44,12 @@ DATA = Path(__file__).parents[1] / "data"
 SAYS: dict[str, type[AttemptError] | tuple[type[AttemptError], ...]] = {
     "bad-option": RefusedError,
     "bad-superblock": RefusedError,
-    "directory": (RefusedError, MissingError),
-    "empty-image": (RefusedError, MissingError),
+    "directory": RefusedError,
+    "empty-image": RefusedError,
     "in-use": BusyError,
-    "missing-device": MissingError,
-    "missing-image": MissingError,
+    # 2.41 says the same of what is there and no device: whoever mounts looks at that.
+    "missing-device": (MissingError, RefusedError),
+    "missing-image": (MissingError, RefusedError),
     "no-helper": UnusableError,
     "not-root": RefusedError,
     "other-type": BusyError,
