@@ -13,7 +13,8 @@ from tests.live import DEADLINE
 from tests.vm.guest.units import tool
 
 SYSFS: Final = Path("/sys/class")
-CONFIG: Final = Path("/etc/iscsi")
+PLACES: Final = (Path("/etc/iscsi"), Path("/var/lib/iscsi"))
+"""Where open-iscsi keeps its files: in Debian 13 its database is in the second."""
 
 
 class Session(NamedTuple):
@@ -68,8 +69,8 @@ def until_failed(count: int) -> None:
 
 def records() -> set[str]:
     """Give the files of iscsiadm's database."""
-    places = (CONFIG / "nodes", CONFIG / "send_targets", CONFIG / "static")
-    return {str(file) for place in places for file in place.rglob("*") if not file.is_dir()}
+    parts = [place / part for place in PLACES for part in ("nodes", "send_targets", "static")]
+    return {str(file) for part in parts for file in part.rglob("*") if not file.is_dir()}
 
 
 def iscsiadm(*argv: str) -> str:

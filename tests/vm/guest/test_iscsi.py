@@ -13,7 +13,7 @@ import pytest
 from tests.caller import Caller, refused
 from tests.shell import Shell
 from tests.vm.guest.initiator import (
-    CONFIG,
+    PLACES,
     foreign,
     iscsiadm,
     logged_in,
@@ -145,7 +145,8 @@ async def test_a_name_that_the_server_does_not_know_yet(client: Caller, machine:
 
 
 def configuration() -> dict[str, bytes]:
-    return {str(file): file.read_bytes() for file in CONFIG.rglob("*") if file.is_file()}
+    files = [file for place in PLACES for file in place.rglob("*") if file.is_file()]
+    return {str(file): file.read_bytes() for file in files}
 
 
 async def test_targets_are_discovered_and_nothing_stays(
