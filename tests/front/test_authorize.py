@@ -40,7 +40,10 @@ Body = tuple[object, ...]
 NOT_AUTHORIZED: Final = ERROR_PREFIX + "NotAuthorized"
 INTERACTION: Final = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"
 PATH: Final = object_path("a")
-ADMIN: Final = 1000
+ADMIN: Final = 1
+"""Some user whom every Debian has: dbus-daemon lets in nobody whose groups it cannot look up.
+Source: base-passwd, users-and-groups.html, daemon."""
+
 ASKING: Final = Flag.ALLOW_INTERACTIVE_AUTHORIZATION
 
 ARGUMENTS: Final[dict[tuple[str, str], tuple[str, tuple[object, ...]]]] = {
