@@ -13,7 +13,7 @@ there is one. What is asked of the place stays ours: a child looks at it, and ma
   short service; the mount unit ends by itself then.
 - PID 1 does not tell what mount(8) said: it goes to a file of ours (StandardError=file:).
 
-Source: org.freedesktop.systemd1(5), systemd.mount(5); tried with systemd 252.
+Source: org.freedesktop.systemd1(5), systemd.mount(5); tried with systemd 252 and 257.
 """
 
 import asyncio
