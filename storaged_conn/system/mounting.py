@@ -47,7 +47,9 @@ FORCED: Final = ("nosuid", "nodev")
 _MAX_WORDS: Final = 300
 """Characters of a tool's message that are kept: a line or two."""
 
-_NOISE: Final = "dmesg(1) may have more information"
+_NOISE: Final = ("dmesg(1) may have more information", "Created symlink ")
+"""In lines that say nothing of the mount; the second is of systemctl, by which mount.nfs starts
+rpc.statd. Source: nfs-utils, utils/statd/start-statd."""
 
 _CHILD: Final = str(Path(mount_child.__file__))
 
@@ -87,14 +89,16 @@ _WORDS: Final[tuple[tuple[str, type[AttemptError], str], ...]] = (
     ("mount.nfs: Resource temporarily unavailable", NameResolutionError, "see DNS"),
     ("mount.nfs: Failed to resolve server", NameResolutionError, "see DNS and /etc/hosts"),
     ("mount.nfs: No such device", UnusableError, "this kernel lacks NFS; install its modules"),
+    ("mount.nfs: No such process", UnusableError, "start tlshd(8), which 'xprtsec' wants"),
     ("rpc.statd is not running", UnusableError, "start rpc-statd, or give 'nolock'"),
     ("incorrect mount option", RefusedError, "check the mount-options"),
     ("is not a directory", RefusedError, "name a directory"),
     ("device is busy", BusyError, "see fuser(1) for who uses it"),
 )
 """What the tools say, what it means, and what to do.
-Source: util-linux 2.38.1 and 2.41, and nfs-utils 2.6.2, as captured in tests/data/mount-*; for what
-cannot be captured utils/mount/error.c of the latter."""
+Source: util-linux 2.38.1 and 2.41, nfs-utils 2.6.2 and 2.8.3, as captured in tests/data/mount-* and
+nfs-*; for what cannot be captured utils/mount/error.c of the latter; for the missing process
+net/handshake/tlshd.c of Linux, tls_client_hello_x509."""
 
 _USAGE: Final = 1
 """The exit status for a wrong invocation or a lack of permission. Source: mount(8), Exit status."""
@@ -239,7 +243,8 @@ def explain(result: Result) -> AttemptError:
 
 
 def _last_words(result: Result) -> str:
-    lines = (line.strip() for line in result.stderr.splitlines() if _NOISE not in line)
-    text = " ".join("".join(filter(str.isprintable, line)) for line in lines if line)
+    lines = (line.strip() for line in result.stderr.splitlines())
+    said = (line for line in lines if line and not any(noise in line for noise in _NOISE))
+    text = " ".join("".join(filter(str.isprintable, line)) for line in said)
     text = text.replace(": .: ", ": ").rstrip(".")
     return text[-_MAX_WORDS:] or f"mount ended with status {result.returncode}"

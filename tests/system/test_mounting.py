@@ -69,6 +69,7 @@ NFS_SAYS: dict[str, type[AttemptError]] = {
     "no-minor-version": ProtocolError,
     "no-network": NoNetworkError,
     "no-route": UnreachableError,
+    "no-tlshd": UnusableError,
     "no-version": ProtocolError,
     "refused": ServerRefusedError,
     "silent": TimedOutError,
@@ -96,6 +97,7 @@ def test_what_mount_said_becomes_an_error_of_ours(capture: Path) -> None:
 def test_what_mount_nfs_said_becomes_an_error_of_ours(capture: Path) -> None:
     error = explain(read_capture(capture))
     assert type(error) is NFS_SAYS[capture.name.split("-", 2)[2]]
+    assert str(error).startswith(("mount.nfs: ", "umount.nfs4: "))
     assert "; " in str(error)
 
 
@@ -103,8 +105,9 @@ def test_all_answers_of_mount_nfs_are_told_apart() -> None:
     assert {path.name.split("-", 2)[2] for path in NFS_CAPTURES} == NFS_SAYS.keys()
 
 
-def test_both_versions_of_mount_were_captured() -> None:
+def test_both_versions_of_the_tools_were_captured() -> None:
     assert {path.name[:10] for path in CAPTURES} == {"mount-2.38", "mount-2.41"}
+    assert {path.name[:9] for path in NFS_CAPTURES} == {"nfs-2.6.2", "nfs-2.8.3"}
 
 
 @given(st.integers(-64, 255).filter(bool), st.text())
