@@ -24,6 +24,12 @@ from storaged_conn.names import DBUS, DBUS_PATH
 READ: Final = 64 * 1024
 """Bytes read in one turn: at 20 us for the smallest message of 100 bytes, 13 ms."""
 
+AHEAD: Final = 8 * 1024
+"""Bytes that the socket takes while the bus does not read; the kernel doubles it. Whatever is sent
+waits for them, and dbus-daemon reads 2 to 4 KiB from us before it reads as much from each of its
+other connections, 40 ms where fifty of them flood it. Source: socket(7), SO_SNDBUF; dbus,
+dbus-transport-socket.c, max_bytes_read_per_iteration."""
+
 QUEUE_HIGH: Final = 16 * 1024 * 1024
 """Bytes waiting to be sent above which nothing more is read, so that no new replies arise."""
 
@@ -81,7 +87,7 @@ class Bus:
         lost: done, with the reason as its exception, when the connection is gone.
         on_call: takes method calls; unset, they are answered UnknownObject.
         on_oversize: takes method calls larger than the limit, without their body.
-        on_room: is called when the bus is no longer congested.
+        on_room: is called when the bus is no longer behind.
     """
 
     def __init__(self, sock: socket.socket, max_message: int) -> None:
@@ -93,6 +99,7 @@ class Bus:
         self._loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[None] = self._loop.create_future()
         self._sock = sock
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, AHEAD)
         self._max = max_message
         self._buffer = bytearray()
         self._skip = 0
@@ -278,6 +285,11 @@ class Bus:
         self._watch()
 
     @property
+    def behind(self) -> bool:
+        """Something is waiting to be sent, before whatever is sent now."""
+        return bool(self._queue)
+
+    @property
     def congested(self) -> bool:
         """Much is waiting to be sent: what can be left for later should be."""
         return self._queued > QUEUE_HIGH
@@ -415,12 +427,12 @@ class Bus:
             self._loop.add_writer(self._sock, self._write)
         elif self._writing and not wanted:
             self._loop.remove_writer(self._sock)
+            self._loop.call_soon(self.on_room)
         self._writing = wanted
 
     def _arm_reader(self, *, wanted: bool) -> None:
         if wanted and not self._reading:
             self._loop.add_reader(self._sock, self._readable)
-            self._loop.call_soon(self.on_room)
         elif self._reading and not wanted:
             self._loop.remove_reader(self._sock)
         self._reading = wanted

@@ -21,7 +21,8 @@ from storaged_conn.front.call import ERROR, Call, Handler, ProtocolError, Reply
 from storaged_conn.front.callers import Caller, Callers
 from storaged_conn.front.contract import Interface, Method
 from storaged_conn.front.flight import Flight
-from storaged_conn.front.turns import MAX_WAITING, Turns
+from storaged_conn.front.refusals import Refusals
+from storaged_conn.front.turns import MAX_IN_ALL, MAX_WAITING, Turns
 from storaged_conn.runner import Spawn
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class Dispatcher:
         self._spawn = spawn
         self._flight = Flight(bus, spawn, self._resume)
         self._turns = Turns(self._flight.has_room)
+        self._refusals = Refusals(bus, callers, self._flight)
         self._strangers: dict[str, list[Message]] = {}
         self._serving = False
         bus.on_call = self._take
@@ -75,16 +77,21 @@ class Dispatcher:
         sender = message.text(Field.SENDER)
         caller = self._callers.known(sender)
         if sender in self._strangers:
-            if len(self._strangers[sender]) < MAX_WAITING:
-                self._strangers[sender].append(message)
-            else:
-                text = f"{MAX_WAITING} calls of yours are waiting; wait for their replies"
-                self._bus.error(message, LimitExceededError(text).dbus_name, text)
+            self._keep(self._strangers[sender], message)
         elif caller:
             self._line_up(caller, message)
         else:
             self._strangers[sender] = [message]
             self._spawn(self._meet(sender))
+
+    def _keep(self, calls: list[Message], message: Message) -> None:
+        """Keep one more call of a stranger, whose first one is always kept."""
+        if len(calls) < MAX_WAITING and sum(map(len, self._strangers.values())) < MAX_IN_ALL:
+            calls.append(message)
+        else:
+            text = f"{MAX_WAITING} calls of yours are waiting; wait for their replies"
+            self._refusals.add(message, text)
+            self._serve_soon()
 
     async def _meet(self, sender: str) -> None:
         """Learn who it is that calls for the first time."""
@@ -100,8 +107,7 @@ class Dispatcher:
         try:
             self._turns.add(caller, message)
         except LimitExceededError as error:
-            if self._flight.may_hear(caller):
-                self._fail(caller, message, error)
+            self._refusals.add(message, str(error))
         self._serve_soon()
 
     def _refuse_size(self, message: Message) -> None:
@@ -113,7 +119,8 @@ class Dispatcher:
         self._serve_soon()
 
     def _serve_soon(self) -> None:
-        if self._turns and not self._serving and not self._bus.congested:
+        work = self._turns or self._refusals
+        if work and not self._serving and not self._bus.behind:
             self._serving = True
             asyncio.get_running_loop().call_soon(self._serve)
 
@@ -121,13 +128,14 @@ class Dispatcher:
         self._serving = False
         read = 0
         for _ in range(BATCH):
-            # replies that nobody takes would fill our memory: see on_room
-            turn = None if self._bus.congested or read > BATCH_BYTES else self._turns.take()
-            if turn is None:
+            if self._bus.behind or read > BATCH_BYTES:  # see on_room
                 break
-            caller, message = turn
-            read += len(message.body)
-            self._answer(caller, message)
+            if turn := self._turns.take():
+                caller, message = turn
+                read += len(message.body)
+                self._answer(caller, message)
+            if self._refusals:
+                self._refusals.tell()
         self._serve_soon()
 
     def _done(self, caller: Caller) -> None:

@@ -27,18 +27,18 @@ async def main() -> None:
     async with stage("--enable-simulated") as on:
         with build_peer(on.address) as peer:
             await on.ours.fill(range(1000))
-            async with _reference(peer, on.ours, 1000):
+            async with reference(peer, on.ours, 1000):
                 rows = await _compare(peer, GET_CONNECTION, 1, 300, ("", "≤ 3"))
                 rows += await _compare(peer, LIST, 1000, 20, ("", "≤ 1"))
             await on.ours.fill(range(1000, 10_000))
-            async with _reference(peer, on.ours, 10_000):
+            async with reference(peer, on.ours, 10_000):
                 goals = ("< 50 ms", "")
                 rows += await _compare(peer, GET_MANAGED_OBJECTS, 10_000, 3, goals)
     print_table("Latency beside C", rows)
 
 
 @asynccontextmanager
-async def _reference(peer: Peer, ours: Client, count: int) -> AsyncIterator[None]:
+async def reference(peer: Peer, ours: Client, count: int) -> AsyncIterator[None]:
     """Run a C service that lists the same as ours."""
     listed = await ours.listed()
     async with peer.serve(REFERENCE, count, _info(listed["c00000"])):

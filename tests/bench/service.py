@@ -3,15 +3,15 @@
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
 from storaged_conn.bus.connection import Bus
 from storaged_conn.names import MANAGER, ROOT, SERVICE
-from tests.live import DEADLINE, Daemon, private_bus
+from tests.live import DEADLINE, Address, Daemon, private_bus
 
 AT_ONCE: Final = 32
 """Calls in flight: half of what the service takes from one caller."""
@@ -21,6 +21,9 @@ Listing = Mapping[str, Mapping[str, Any]]
 
 MAX_REPLY: Final = 2**27
 """Bytes. Source: D-Bus specification, the largest message."""
+
+
+PrivateBus = Callable[[], AbstractContextManager[Address]]
 
 
 @dataclass(frozen=True)
@@ -38,17 +41,17 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(*args: str) -> AsyncIterator[Stage]:
-    """Start our service with these arguments, and connect to it."""
-    with tempfile.TemporaryDirectory(prefix="storaged-bench-") as name, private_bus() as address:
+async def stage(*args: str, bus: PrivateBus = private_bus) -> AsyncIterator[Stage]:
+    """Start our service with these arguments on a bus of its own, and connect to it."""
+    with tempfile.TemporaryDirectory(prefix="storaged-bench-") as name, bus() as address:
         directory = Path(name)
         state, runtime = directory / "state", directory / "run"
         async with Daemon(address, state, runtime, "--log-level", "warning", *args) as daemon:
-            bus = await Bus.open(address, max_message=MAX_REPLY)
+            ours = await Bus.open(address, max_message=MAX_REPLY)
             try:
-                yield Stage(directory, address, daemon, Client(bus))
+                yield Stage(directory, address, daemon, Client(ours))
             finally:
-                bus.close()
+                ours.close()
 
 
 class Client:

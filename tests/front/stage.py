@@ -2,6 +2,7 @@
 """The front without a bus: what is sent is kept, and calls are made by hand."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from itertools import count
@@ -55,6 +56,7 @@ class FakeBus(Bus):
         self.sent: list[Message] = []
         self.more = asyncio.Event()
         self.on_room = lambda: None
+        self._queue = deque()
         self._queued = 0
         self._listeners = []
 
@@ -67,7 +69,8 @@ class FakeBus(Bus):
         return len(self.sent)
 
     def crowd(self, *, crowded: bool) -> None:
-        """Be congested, or have room again."""
+        """Have much that waits to be sent, or have sent it."""
+        self._queue = deque([memoryview(b"much")] if crowded else [])
         self._queued = QUEUE_HIGH + 1 if crowded else 0
         if not crowded:
             self.on_room()

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storaged_conn import errors
-from storaged_conn.bus.wire import Field, Kind
+from storaged_conn.bus.wire import Field, Flag, Kind
 from storaged_conn.front.callers import Caller
 from storaged_conn.front.dispatch import BATCH
+from storaged_conn.front.refusals import MAX_REFUSED
 from storaged_conn.front.turns import MAX_IN_ALL, MAX_OF_USER, MAX_RUNNING, MAX_WAITING, Turns
 from tests.front.stage import USER, Stage, a_call, staged
 
@@ -99,6 +100,67 @@ async def test_who_has_left_off_calling_is_forgotten() -> None:
         assert not stage.dispatcher._turns._queues
         assert not stage.dispatcher._turns
         assert not stage.dispatcher._turns._pending
+
+
+async def test_a_call_of_another_waits_for_no_more_than_a_batch_of_a_flood() -> None:
+    """However much was called before it: who called too much is told so after it."""
+    async with staged() as stage:
+        for number in range(20):
+            for _ in range(2 * MAX_WAITING):
+                stage.bus.on_call(a_call("Read", "", f":3.{number}"))
+        await stage.until_called(BATCH)
+        sent = len(stage.bus.sent)
+        other = a_call("Read", "other", USER)
+        stage.bus.on_call(other)
+        await stage.bus.answer(other)
+        assert stage.bus.answers().index(other.serial) - sent <= 2 * BATCH
+
+
+async def test_each_refusal_waits_for_a_reply_and_none_for_all_of_them() -> None:
+    async with staged() as stage:
+        for number in range(MAX_WAITING + BATCH):
+            stage.bus.on_call(a_call("Read", str(number)))
+        await stage.bus.until(lambda: len(stage.bus.sent) >= 4)
+        kinds = [message.kind for message in stage.bus.sent[:4]]
+        assert kinds == [Kind.RETURN, Kind.ERROR] * 2
+
+
+async def test_while_something_waits_to_be_sent_nobody_is_refused_either() -> None:
+    async with staged() as stage:
+        stage.bus.crowd(crowded=True)
+        for number in range(MAX_WAITING + 3):
+            stage.bus.on_call(a_call("Read", str(number)))
+        for _ in range(10):
+            await asyncio.sleep(0)  # a turn of the loop
+        assert stage.bus.sent == []
+        stage.bus.crowd(crowded=False)
+        await stage.bus.until(lambda: len(stage.bus.sent) == MAX_WAITING + 3)
+
+
+async def test_refusals_are_kept_without_what_was_sent_and_not_for_ever() -> None:
+    async with staged() as stage:
+        refusals = stage.dispatcher._refusals
+        for _ in range(MAX_REFUSED + 5):
+            refusals.add(a_call("Read", "x" * 1000), "no")
+        refusals.add(a_call("Read", flags=Flag.NO_REPLY_EXPECTED), "no")
+        assert len(refusals._waiting) == MAX_REFUSED
+        assert {message.body for message, _ in refusals._waiting} == {b""}
+        refusals._waiting.clear()
+
+
+async def test_of_strangers_each_has_its_first_call_kept_and_all_so_many() -> None:
+    async with staged() as stage:
+        strangers = [f":4.{number}" for number in range(MAX_IN_ALL // MAX_WAITING + 2)]
+        stage.callers.strangers |= {*strangers, USER}
+        for stranger in strangers:
+            for _ in range(MAX_WAITING + 1):
+                stage.bus.on_call(a_call("Read", "", stranger))
+        stage.bus.on_call(a_call("Read", "first", USER))
+        kept = stage.dispatcher._strangers
+        assert sum(map(len, kept.values())) <= MAX_IN_ALL + len(strangers)
+        assert len(kept[USER]) == 1
+        calls = len(strangers) * (MAX_WAITING + 1) + 1
+        await stage.bus.until(lambda: len(stage.bus.sent) == calls)
 
 
 STEPS = st.lists(
