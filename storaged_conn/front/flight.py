@@ -4,7 +4,8 @@
 dbus-daemon counts what it keeps against the sender, and stops reading from a service for which it
 keeps 127 MiB (max_incoming_bytes): a caller that asks and never reads would silence the service for
 everybody. So who has had much and may not have read it gets no further reply before the bus says
-that it was read. dbus-broker counts it against the one who does not read, and is not asked.
+that it was read. dbus-broker counts it against the user who does not read, keeps at most 512 MiB
+for one (dbus-broker-launch 33, max_bytes), throws the rest away, and is not asked.
 """
 
 import asyncio
