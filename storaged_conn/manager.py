@@ -11,7 +11,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from storaged_conn.core.machine import Machine, State
@@ -191,7 +191,7 @@ class Manager:
             StoreError: nothing was changed.
         """
         check_cid(cid)
-        driver, target, options = self._parse(uri, given)
+        driver, target, options = self._parse(uri, given, client.uid)
         lifetime = _read_lifetime(options)
         scope = client.scopes[lifetime]
         record = Record(cid, target.uri, options, client.uid, lifetime, scope)
@@ -231,13 +231,13 @@ class Manager:
             if runner.machine.holders:
                 self._leaving.settle(runner.target)
 
-    async def validate(self, uri: str, given: Mapping[str, Given]) -> Mapping[str, Value]:
-        """Find out whether managing this would lead to a connection now.
+    async def validate(self, uri: str, given: Mapping[str, Given], uid: int) -> Mapping[str, Value]:
+        """Find out whether managing this would lead to a connection now, for a user.
 
         Raises:
             RequestError: the arguments are wrong.
         """
-        driver, target, _ = self._parse(uri, given)
+        driver, target, _ = self._parse(uri, given, uid)
         try:
             await driver.validate(target)
         except AttemptError as error:
@@ -245,15 +245,18 @@ class Manager:
             return {"uri": target.uri, "ok": False, **verdict}
         return {"uri": target.uri, "ok": True}
 
-    async def discover(self, uri: str, given: Mapping[str, Given]) -> list[Mapping[str, Value]]:
-        """List what a server offers.
+    async def discover(
+        self, uri: str, given: Mapping[str, Given], uid: int
+    ) -> list[Mapping[str, Value]]:
+        """List what a server offers a user.
 
         Raises:
             RequestError: the arguments are wrong, or the scheme has nothing to discover.
             AttemptError: the server did not say.
         """
         driver = self._driver(uri)
-        return await driver.discover(uri, read_options(given, driver.options, uri))
+        options = read_options(given, driver.options, uri)
+        return await driver.discover(uri, options, trusted=uid == 0)
 
     def reconnect(self, cid: str) -> None:
         """Try at once what waits or has failed.
@@ -312,19 +315,19 @@ class Manager:
         raise NotSupportedError(f"uri: scheme {scheme!r} is unknown; there are {known}")
 
     def _parse(
-        self, uri: str, given: Mapping[str, Given]
+        self, uri: str, given: Mapping[str, Given], uid: int
     ) -> tuple[Driver, Target, dict[str, Value]]:
         driver = self._driver(uri)
         known = COMMON_OPTIONS | dict(driver.options)
         options = read_options(given, known, uri.partition(":")[0])
         own = {name: value for name, value in options.items() if name not in COMMON_OPTIONS}
         _read_lifetime(options)
-        target = driver.parse(uri, own)
+        target = replace(driver.parse(uri, own), trusted=uid == 0)
         check_uri(target.uri)  # what is encoded is longer, and is what must be read after a restart
         return driver, target, options
 
     def _read(self, record: Record) -> tuple[Driver, Target]:
-        driver, target, _ = self._parse(record.uri, written(record.options))
+        driver, target, _ = self._parse(record.uri, written(record.options), record.owner)
         return driver, target
 
     def _admit(self, driver: Driver, target: Target, client: Client) -> None:

@@ -193,7 +193,7 @@ class Runner:
         keeper = self._keeper()
         held = [target for target, owner in self._held.values() if keeper in {None, owner}]
         held = held or [self.target]  # with the last one it is disconnected
-        return next((one for one in reversed(held) if one.secrets), held[-1])
+        return max(reversed(held), key=lambda one: (bool(one.secrets), one.trusted))
 
     def _keeper(self) -> int | None:
         """Say whose secrets count, if anybody has given any: root's, or those that came first."""
@@ -201,7 +201,7 @@ class Runner:
         return 0 if 0 in owners else next(iter(owners), None)
 
     def _retry_unless_tried(self, tried: Target) -> None:
-        if self.target.secrets != tried.secrets:
+        if (self.target.secrets, self.target.trusted) != (tried.secrets, tried.trusted):
             self.retry()
 
     def _now(self) -> float:

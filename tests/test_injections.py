@@ -56,7 +56,7 @@ Request = tuple[str, dict[str, Given]]
 
 
 def told(request: Request) -> Told | None:
-    _, target, _ = world().manager._parse(*request)
+    _, target, _ = world().manager._parse(*request, 0)
     return world().mounted(target)
 
 

@@ -359,9 +359,9 @@ async def test_reconnect_tries_at_once_and_knows_only_the_managed(stage: Stage) 
 
 
 async def test_validate_says_what_would_stop_it_and_manages_nothing(stage: Stage) -> None:
-    assert await stage.manager.validate("fake:A", {}) == {"uri": "fake:a", "ok": True}
+    assert await stage.manager.validate("fake:A", {}, 0) == {"uri": "fake:a", "ok": True}
     stage.driver.failures.append(UnreachableError("no route; wait"))
-    assert await stage.manager.validate("fake:a", {}) == {
+    assert await stage.manager.validate("fake:a", {}, 0) == {
         "uri": "fake:a",
         "ok": False,
         "error": "org.storage.Connection.Error.Unreachable",
@@ -373,7 +373,7 @@ async def test_validate_says_what_would_stop_it_and_manages_nothing(stage: Stage
 
 async def test_discover_is_not_supported_where_there_is_nothing_to_discover(stage: Stage) -> None:
     with pytest.raises(NotSupportedError):
-        await stage.manager.discover("fake:a", {})
+        await stage.manager.discover("fake:a", {}, 0)
 
 
 # whose it is
@@ -397,6 +397,14 @@ async def test_an_id_that_has_changed_hands_is_not_ended_for_its_former_owner(
     with pytest.raises(NotAuthorizedError, match="'a' is another user's"):
         await stage.manager.unmanage("a", 1001)
     await stage.manager.unmanage("a", CLIENT.uid)
+
+
+async def test_only_what_root_wants_may_use_the_hosts_own_credentials(stage: Stage) -> None:
+    await stage.manager.manage("fake:a", "a", {}, CLIENT)
+    await stage.manager.manage("fake:b", "b", {}, replace(CLIENT, uid=0))
+    assert [runner.target.trusted for runner in stage.manager._runners.values()] == [False, True]
+    assert stage.manager._read(Record("a", "fake:a", owner=0))[1].trusted
+    assert not stage.manager._read(Record("a", "fake:a", owner=1000))[1].trusted
 
 
 async def test_the_session_of_one_user_opens_nothing_for_another(stage: Stage) -> None:

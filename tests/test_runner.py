@@ -3,6 +3,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -404,6 +405,30 @@ async def test_the_secrets_of_one_user_count_and_root_comes_first(stage: Stage) 
     runner.release("first")
     runner.release("again")
     assert runner.target.secrets == with_password("2").secrets
+    await stage.until("connected")
+
+
+async def test_the_hosts_own_credentials_are_used_while_root_wants_it(stage: Stage) -> None:
+    runner, trusted = stage.runner, replace(TARGET, trusted=True)
+    runner.hold("user", TARGET, 1000)
+    assert not runner.target.trusted
+    runner.hold("root", trusted, 0)
+    runner.hold("other", TARGET, 1001)
+    assert runner.target.trusted
+    runner.hold("with", with_password("1"), 1000)
+    assert not runner.target.trusted
+    assert runner.target.secrets == with_password("1").secrets
+    runner.release("with")
+    runner.release("root")
+    assert not runner.target.trusted
+    await stage.until("connected")
+
+
+async def test_what_the_host_has_is_tried_at_once_where_nothing_was_wanted(stage: Stage) -> None:
+    stage.driver.failures.append(AuthenticationError("who are you?"))
+    stage.runner.hold("user", TARGET, 1000)
+    await stage.until("failed")
+    stage.runner.hold("root", replace(TARGET, trusted=True), 0)
     await stage.until("connected")
 
 

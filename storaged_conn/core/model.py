@@ -58,11 +58,13 @@ class Target:
         uri: canonical, never with a secret.
         options: what else makes it a different connection, sorted by name; never a secret.
         secrets: what it is connected with; with other secrets it is the same connection.
+        trusted: root wants it, so the host's own credentials may be used where it has none.
     """
 
     uri: str
     options: tuple[tuple[str, Value], ...] = ()
     secrets: tuple[tuple[str, Secret], ...] = field(default=(), compare=False, repr=False)
+    trusted: bool = field(default=False, compare=False)
 
     @property
     def scheme(self) -> str:

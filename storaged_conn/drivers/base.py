@@ -94,8 +94,15 @@ class Driver(ABC):
         """
         raise NotSupportedError(f"{target.scheme}: validation is not supported")
 
-    async def discover(self, uri: str, options: Mapping[str, Value]) -> list[Mapping[str, Value]]:
+    async def discover(
+        self, uri: str, options: Mapping[str, Value], *, trusted: bool = False
+    ) -> list[Mapping[str, Value]]:
         """List what a server offers, each with a `uri` that Manage accepts.
+
+        Args:
+            uri: the server.
+            options: as for `parse`.
+            trusted: see Target.
 
         Raises:
             NotSupportedError: this kind of storage has nothing to discover.

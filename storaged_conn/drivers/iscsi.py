@@ -175,10 +175,12 @@ class IscsiDriver(Driver):
             _check_group(remote, await knock(portal, who))
             await log_in(portal, who)
 
-    async def discover(self, uri: str, options: Mapping[str, Value]) -> list[Mapping[str, Value]]:
+    async def discover(
+        self, uri: str, options: Mapping[str, Value], *, trusted: bool = False
+    ) -> list[Mapping[str, Value]]:
         """See Driver; a target is there once for each of its portals."""
         server = read_portal(uri)
-        target = Target(uri, *part(read_options(options)))
+        target = Target(uri, *part(read_options(options)), trusted=trusted)
         who = await self._login(target, "")
         async with self._portals.reach(server, holds=False) as address:
             found = await list_targets(server._replace(host=address), who)
@@ -290,7 +292,7 @@ class IscsiDriver(Driver):
     async def _log_in(self, target: Target, where: Where, group: int) -> None:
         before = where in await self._remove_records(target, where)  # those of another address
         uri = read_uri(target.uri).session_uri
-        ours = await self._nodes.write(uri, where, group, settings(target))
+        ours = await self._nodes.write(uri, where, group, settings(target), trusted=target.trusted)
         made = await self._iscsiadm.login(where, group, login_timeout(target))
         if session := self._view.find(target):
             self._view.learn(session, uri if ours and (made or before) else "")
@@ -328,7 +330,7 @@ class IscsiDriver(Driver):
         return set(records)
 
     async def _login(self, target: Target, iqn: str) -> Login:
-        """Say who logs in: without a name, as the administrator has set for all.
+        """Say who logs in: without a name, as the administrator has set for all, if root asks.
 
         Raises:
             AuthenticationError: there is a name without its password.
@@ -336,7 +338,7 @@ class IscsiDriver(Driver):
         """
         if target.option("username") and not target.secret("password"):
             raise AuthenticationError("there is no 'password' for the 'username'; give it")
-        lines = {**self._nodes.defaults(), **settings(target)}
+        lines = {**self._nodes.defaults(trusted=target.trusted), **settings(target)}
         return login(lines, await self._nodes.initiator(interface(target)), iqn)
 
 

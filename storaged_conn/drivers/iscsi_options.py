@@ -208,6 +208,8 @@ def settings(target: Target) -> dict[str, str | Secret]:
 
 def _credentials(target: Target) -> dict[str, str | Secret]:
     lines: dict[str, str | Secret] = {}
+    if not target.trusted:
+        lines["node.session.auth.authmethod"] = "None"
     if password := target.secret("password"):
         lines["node.session.auth.authmethod"] = "CHAP"
         lines["node.session.auth.username"] = str(target.option("username"))

@@ -111,7 +111,9 @@ class NfsDriver(MountDriver):
         if not isinstance(super().look_up(target), Present):
             await check("", "nfs", self.place(target))
 
-    async def discover(self, uri: str, options: Mapping[str, Value]) -> list[Mapping[str, Value]]:
+    async def discover(
+        self, uri: str, options: Mapping[str, Value], *, trusted: bool = False
+    ) -> list[Mapping[str, Value]]:
         """See Driver; where the exports are not told, the root of NFS 4 has them all."""
         server, _ = read_host(uri, _port(options))
         async with self._health.reach(server) as address:

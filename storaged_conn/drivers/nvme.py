@@ -154,7 +154,9 @@ class NvmeDriver(Driver):
             await knock(target, remote, address, host)
         await self._kernel.check(fabrics_line(target, remote, address, host))
 
-    async def discover(self, uri: str, options: Mapping[str, Value]) -> list[Mapping[str, Value]]:
+    async def discover(
+        self, uri: str, options: Mapping[str, Value], *, trusted: bool = False
+    ) -> list[Mapping[str, Value]]:
         """See Driver; asks the discovery service, at its own port or at that of the subsystems."""
         remote = read_server_uri(uri, DISCOVERY_PORT)
         server = check_discovery(remote)

@@ -119,11 +119,11 @@ class ManagerFace:
         return self._objects.list_body()
 
     async def Validate(self, call: Call, uri: str, options: Options) -> Reply:
-        result = await self._manager.validate(uri, wire.given(options))
+        result = await self._manager.validate(uri, wire.given(options), call.caller.uid)
         return (wire.variant("a{sv}", result).value,)
 
     async def Discover(self, call: Call, uri: str, options: Options) -> Reply:
-        found = await self._manager.discover(uri, wire.given(options))
+        found = await self._manager.discover(uri, wire.given(options), call.caller.uid)
         return ([wire.variant("a{sv}", one).value for one in found],)
 
     def GetConnection(self, call: Call, cid: str) -> Reply:

@@ -45,6 +45,12 @@ iface_setup_defaults and iface_link_ifaces."""
 _FIRST: Final = {"node.session.auth.authmethod": "None"}
 """What even iscsid.conf may change."""
 
+CREDENTIALS: Final = frozenset(
+    f"node.session.auth.{name}"
+    for name in ("authmethod", "username", "password", "username_in", "password_in")
+)
+"""What the host says to any target. Source: iscsid.conf, CHAP Settings."""
+
 Settings = Mapping[str, str | Secret]
 """The lines of a record: a name, such as node.session.auth.username, and its value."""
 
@@ -65,7 +71,9 @@ class Nodes:
         self._locks = locks
         self._turn = asyncio.Lock()
 
-    async def write(self, uri: str, where: Where, portal: int, settings: Settings) -> bool:
+    async def write(
+        self, uri: str, where: Where, portal: int, settings: Settings, *, trusted: bool = False
+    ) -> bool:
         """Make a record, unless somebody else has one there that says the same.
 
         Args:
@@ -73,6 +81,7 @@ class Nodes:
             where: which record.
             portal: the target portal group tag.
             settings: what it has to say.
+            trusted: see defaults.
 
         Returns:
             Whether it is ours.
@@ -83,7 +92,8 @@ class Nodes:
         """
         root = await self._iscsiadm.database()
         path = _path(root, where, portal)
-        common = _FIRST | self.defaults() | self._interface(root, where.interface)
+        defaults = self.defaults(trusted=trusted)
+        common = _FIRST | defaults | self._interface(root, where.interface)
         lines = {**common, **_own(where, portal), **settings}
         try:
             async with self._locked():
@@ -138,10 +148,20 @@ class Nodes:
             raise UnusableError("this host has no initiator name; see iscsi-iname(8)")
         return name
 
-    def defaults(self) -> dict[str, str]:
-        """Give what the administrator has set for all new records."""
-        text = _read(self._config / "iscsid.conf")
-        return {key: value for key, value in _parse(text) if key.startswith("node.")}
+    def defaults(self, *, trusted: bool) -> dict[str, str]:
+        """Give what the administrator has set for all new records.
+
+        Args:
+            trusted: root names the target. Anybody else could have the host prove what it knows to
+                a target of his own, so the host's credentials are left out.
+        """
+        lines = dict(_parse(_read(self._config / "iscsid.conf")))
+        hidden = () if trusted else CREDENTIALS
+        return {
+            key: value
+            for key, value in lines.items()
+            if key.startswith("node.") and key not in hidden
+        }
 
     @staticmethod
     def _interface(root: Path, name: str) -> dict[str, str]:

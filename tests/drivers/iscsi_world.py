@@ -7,6 +7,7 @@ have the kernel make: directories like those in /sys.
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -128,10 +129,17 @@ class World:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{text}\n")
 
-    def target(self, rest: str = "", given: Mapping[str, Given] = NONE, host: str = "") -> Target:
-        """Make a target at the portal."""
+    def target(
+        self,
+        rest: str = "",
+        given: Mapping[str, Given] = NONE,
+        host: str = "",
+        *,
+        trusted: bool = True,
+    ) -> Target:
+        """Make a target at the portal, which root wants."""
         values = read_options(given, self.driver.options, "iscsi")
-        return self.driver.parse(self.uri(rest, host), values)
+        return replace(self.driver.parse(self.uri(rest, host), values), trusted=trusted)
 
     def uri(self, rest: str = "", host: str = "") -> str:
         address = self.portal.address._replace(host=host or self.portal.address.host)

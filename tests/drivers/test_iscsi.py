@@ -567,14 +567,63 @@ async def test_validation_tells_authentication_from_a_target_that_is_not_there(
     assert world.portal.sessions == world.portal.logouts == 2
 
 
+HOSTS_OWN = {"authmethod": "CHAP", "username": "me", "password": PASSWORD.decode()}
+
+
+def set_for_all(world: World) -> None:
+    """Have the host's own credentials in iscsid.conf, which the target wants."""
+    world.portal.targets[IQN] = Account("me", PASSWORD.decode(), "it", "known")
+    lines = [f"node.session.auth.{key} = {value}" for key, value in HOSTS_OWN.items()]
+    world.write("etc/iscsid.conf", "\n".join(lines))
+
+
 async def test_validation_takes_what_the_administrator_has_set_for_all(world: World) -> None:
-    world.portal.targets[IQN] = Account("me", PASSWORD.decode())
-    lines = {"authmethod": "CHAP", "username": "me", "password": PASSWORD.decode()}
-    conf = "\n".join(f"node.session.auth.{key} = {value}" for key, value in lines.items())
-    world.write("etc/iscsid.conf", conf)
+    set_for_all(world)
     await world.driver.validate(world.target())
     await world.driver.connect(world.target())
     assert world.record()["node.session.auth.password"] == PASSWORD.decode()
+
+
+async def test_nobody_but_root_has_the_host_prove_what_it_knows(world: World) -> None:
+    """Else who may manage could have it do so to a portal of his own."""
+    set_for_all(world)
+    target = world.target(trusted=False)
+    with pytest.raises(AuthenticationError):
+        await world.driver.validate(target)
+    assert not any("CHAP_N" in said for said in world.portal.said)
+    world.portal.targets[IQN] = None
+    await world.driver.connect(target)
+    told = {key for key in world.record() if key.startswith("node.session.auth.")}
+    assert told == {"node.session.auth.authmethod"}
+    assert world.record()["node.session.auth.authmethod"] == "None"
+
+
+async def test_his_own_credentials_are_used_and_nothing_is_added_to_them(world: World) -> None:
+    set_for_all(world)
+    target = world.target(given=CHAP, trusted=False)
+    await world.driver.validate(target)
+    await world.driver.connect(target)
+    assert world.record()["node.session.auth.authmethod"] == "CHAP"
+    assert "node.session.auth.password_in" not in world.record()
+
+
+async def test_nobody_but_root_uses_the_credentials_of_somebody_elses_record(world: World) -> None:
+    host, port = world.portal.address
+    name = f"etc/nodes/{IQN}/{host},{port},1/default"
+    world.write(name, "node.name = x\nnode.session.auth.authmethod = CHAP")
+    with pytest.raises(UnusableError, match="authmethod"):
+        await world.driver.connect(world.target(trusted=False))
+    await world.driver.connect(world.target())
+
+
+async def test_only_root_discovers_with_the_hosts_own_credentials(world: World) -> None:
+    set_for_all(world)
+    world.portal.targets[""] = world.portal.targets[IQN]
+    host, port = world.portal.address
+    uri = f"iscsi://{host}:{port}"
+    with pytest.raises(AuthenticationError):
+        await world.driver.discover(uri, {})
+    assert await world.driver.discover(uri, {}, trusted=True)
 
 
 async def test_discovery_gives_what_manage_takes(world: World) -> None:

@@ -197,7 +197,7 @@ async def test_a_call_of_30_mib_is_refused_unread(address: str, tmp_path: Path) 
 
 
 async def test_clients_that_never_read_are_not_kept_in_memory(address: str, tmp_path: Path) -> None:
-    """All others get their replies, of any user; the service keeps nothing for those who do not read.
+    """All others get their replies, of any user; for those who do not read, nothing is kept here.
 
     dbus-daemon would keep 127 MiB, and then take no more from the service, so it is asked what it
     keeps, and they get no more replies when that is 1 MiB for each. dbus-broker keeps what it

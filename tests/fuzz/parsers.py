@@ -75,7 +75,7 @@ def feed_manage(data: bytes) -> None:
     uri, *written = text_of(data).split(FIELD)
     given = dict(map(_option, written))
     try:
-        driver, target, taken = world().manager._parse(uri, given)
+        driver, target, taken = world().manager._parse(uri, given, 0)
     except (InvalidArgumentError, NotSupportedError) as error:
         names(error, "uri", "options")
         return

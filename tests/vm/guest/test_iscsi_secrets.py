@@ -2,8 +2,11 @@
 """CHAP, and a marked secret that is looked for wherever it could show."""
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import pytest
@@ -139,6 +142,44 @@ async def test_no_password_fails_too(client: Caller, machine: Targets, chap: Cha
 def attempts() -> int:
     """Give how many hosts the kernel has made by now: one for each attempt to log in."""
     return tool("journalctl", "--boot", "--dmesg", "--quiet").count("iSCSI Initiator over TCP/IP")
+
+
+async def test_the_hosts_own_credentials_are_used_for_root_alone(
+    client: Caller, machine: Targets, chap: Chap
+) -> None:
+    """The owner is changed where it is stored, since nobody may call in this guest."""
+    with for_all(chap):
+        await client.manage(machine.uri(chap.one_way), "a")
+        found = await connected(client, "a")
+        async with owners() as changes:
+            await asyncio.to_thread(give_to_nobody, session(found))
+            await restarted(changes)
+        await client.until("a", State="failed", StateReason="authentication")
+        assert not sessions()
+        await leave(client)
+
+
+@contextmanager
+def for_all(chap: Chap) -> Iterator[None]:
+    """Have the right password in iscsid.conf."""
+    conf = Path("/etc/iscsi/iscsid.conf")
+    before = conf.read_text()
+    credentials = {"authmethod": "CHAP", "username": "ours", "password": chap.ours.text}
+    lines = (f"node.session.auth.{name} = {value}" for name, value in credentials.items())
+    conf.write_text("\n".join((before, *lines, "")))
+    try:
+        yield
+    finally:
+        conf.write_text(before)
+
+
+def give_to_nobody(number: int) -> None:
+    """Give all records to nobody while the service is down, and log a session out."""
+    tool("systemctl", "stop", UNIT)
+    with closing(sqlite3.connect(RECORDS)) as database, database:
+        database.execute("UPDATE record SET owner = 65534")
+    iscsiadm("--mode=session", f"--sid={number}", "--logout")
+    tool("systemctl", "start", UNIT)
 
 
 async def test_asking_keeps_nothing(client: Caller, machine: Targets, chap: Chap) -> None:
