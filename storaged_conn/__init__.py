@@ -5,6 +5,6 @@ The core decides, drivers and sources touch the world, the front translates. Imp
 and `tests/test_imports.py` holds them to it:
 
     errors, names, config < core < system < bus < {store, drivers, sources} < runner
-                  < {unmanaged, leaving} < manager < front < daemon < __main__
+                  < {unmanaged, leaving, vault} < manager < front < daemon < __main__
                   (ctl: a client, over names and bus only)
 """

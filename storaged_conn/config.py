@@ -18,6 +18,12 @@ DIRECTORIES: Final = ("/usr/lib", "/run", "/etc")
 """Where drop-ins are, the strongest last. Source: systemd-system.conf(5), CONFIGURATION DIRECTORIES
 AND PRECEDENCE: a drop-in in /etc replaces the one of the same name elsewhere."""
 
+BOOLEANS: Final = {
+    **dict.fromkeys(("1", "yes", "true", "on"), True),
+    **dict.fromkeys(("0", "no", "false", "off"), False),
+}
+"""Source: systemd.syntax(7)."""
+
 UNITS: Final = {"": 1.0, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "ms": 0.001}
 """Source: systemd.time(7), PARSING TIME SPANS; the ones that make sense here."""
 
@@ -42,10 +48,12 @@ class Config:
     Attributes:
         audit: seconds between two looks at everything, in case an event was missed; 0 is never.
         keepalive: see Keepalive.
+        encrypt: keep secrets as systemd-creds(1) encrypts them.
     """
 
     audit: float = 900.0
     keepalive: Keepalive = field(default_factory=Keepalive)
+    encrypt: bool = False
 
 
 class _LineError(ValueError):
@@ -131,6 +139,12 @@ def _audit(config: Config, value: str) -> Config:
     return replace(config, audit=interval)
 
 
+def _encrypt(config: Config, value: str) -> Config:
+    if value not in BOOLEANS:
+        raise _LineError(f"Encrypt must be yes or no, not {value!r}")
+    return replace(config, encrypt=BOOLEANS[value])
+
+
 def _idle(config: Config, value: str) -> Config:
     idle = _whole("IdleSec", value, 32767)
     return replace(config, keepalive=replace(config.keepalive, idle=idle))
@@ -151,6 +165,7 @@ SETTINGS: Final[Mapping[tuple[str, str], Callable[[Config, str], Config]]] = {
     ("Keepalive", "IdleSec"): _idle,
     ("Keepalive", "IntervalSec"): _interval,
     ("Keepalive", "Count"): _count,
+    ("Secrets", "Encrypt"): _encrypt,
 }
 """Every key. The highest keepalive values are the kernel's: include/net/tcp.h, MAX_TCP_KEEPIDLE,
 MAX_TCP_KEEPINTVL and MAX_TCP_KEEPCNT."""

@@ -61,6 +61,7 @@ from storaged_conn.system.notify import notify, watchdog_interval
 from storaged_conn.system.nvme import Controllers
 from storaged_conn.system.routes import Routes
 from storaged_conn.system.servers import Servers
+from storaged_conn.vault import Vault
 
 T = TypeVar("T")
 
@@ -115,20 +116,22 @@ class Daemon:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         store = Store(self._settings.state_dir / "connections.db")
         records = store.open()
+        vault = Vault(store, encrypts=self._settings.config.encrypt)
         with closing(store), suppress(_StopError):
             bus = await _unless(stop, Bus.open(self._settings.bus, max_message=MAX_CALL))
             with closing(bus):
-                await self._serve(bus, store, records, stop)
+                await self._serve(bus, vault, records, stop)
 
     async def _serve(
-        self, bus: Bus, store: Store, records: list[Record], stop: asyncio.Event
+        self, bus: Bus, vault: Vault, records: list[Record], stop: asyncio.Event
     ) -> None:
         failure: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
-                parts = await _build(self._settings, bus, store, tasks)
+                parts = await _build(self._settings, bus, vault, tasks)
                 with closing(parts):
-                    await _unless(stop, parts.restore(records))
+                    found = await _unless(stop, vault.read(records))
+                    await _unless(stop, parts.restore(found))
                     await _unless(stop, _take_name(bus))
                     parts.announce()
                     await _until(stop, bus)
@@ -149,7 +152,7 @@ class _Parts:
     manager: Manager
     objects: Objects
     lifetimes: Lifetimes
-    store: Store
+    vault: Vault
     status: "_Status"
     audit: float
     _audit: asyncio.TimerHandle | None = None
@@ -163,7 +166,7 @@ class _Parts:
             elif await self.lifetimes.is_alive(record):
                 alive.append(record)
             else:
-                notes.append(await retire(self.store, record))
+                notes.append(await retire(self.vault, record))
         self.manager.start(alive, notes)
         for record in alive:
             await self.lifetimes.follow(record)
@@ -191,7 +194,7 @@ class _Parts:
         self._audit_later()
 
 
-async def _build(settings: Settings, bus: Bus, store: Store, tasks: asyncio.TaskGroup) -> _Parts:
+async def _build(settings: Settings, bus: Bus, vault: Vault, tasks: asyncio.TaskGroup) -> _Parts:
     table = MountTable(HOST if _by_systemd(settings) else MOUNTINFO)
     servers = Servers(Routes(), settings.config.keepalive, tasks.create_task)
     health = Health(servers, tasks.create_task)
@@ -203,7 +206,7 @@ async def _build(settings: Settings, bus: Bus, store: Store, tasks: asyncio.Task
     network = (RouteSource(servers), ServerSource(servers))
     mounts = (MountSource(table), DirectorySource(table))
     sources = (*mounts, *network, *_devices(sessions), sleep)
-    manager = Manager(drivers, sources, store, tasks.create_task)
+    manager = Manager(drivers, sources, vault, tasks.create_task)
     sleep.pause, sleep.resume = manager.pause, partial(_wake_up, manager, servers)
     health.news = partial(manager.look, hint=True)
     for driver in drivers:
@@ -222,7 +225,7 @@ async def _build(settings: Settings, bus: Bus, store: Store, tasks: asyncio.Task
     tree = Tree(contract, objects, faces, manager.option_table(), _machine_id())
     authority = Authority(Polkit(bus, callers), manager.view)
     Dispatcher(bus, tree, callers, authority, tasks.create_task)
-    return _Parts(manager, objects, lifetimes, store, status, settings.config.audit)
+    return _Parts(manager, objects, lifetimes, vault, status, settings.config.audit)
 
 
 def _devices(sessions: Sessions) -> tuple[Source, ...]:

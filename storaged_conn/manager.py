@@ -327,6 +327,11 @@ class Manager:
         return driver, target, options
 
     def _read(self, record: Record) -> tuple[Driver, Target]:
+        if record.sealed:
+            raise NotSupportedError(
+                "its secrets are encrypted, and systemd-creds(1) cannot decrypt them here; restore"
+                " /var/lib/systemd/credential.secret and restart the service, or unmanage it"
+            )
         driver, target, _ = self._parse(record.uri, written(record.options), record.owner)
         return driver, target
 

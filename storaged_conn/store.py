@@ -26,7 +26,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -36,10 +36,11 @@ from storaged_conn.errors import StoreError
 
 logger = logging.getLogger(__name__)
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """The `user_version` of the file; a change that older programs would misread counts it up.
 
-Format 1 had no secrets. It is read, and becomes format 2 when the file is opened for writing.
+Format 1 had no secrets, and format 2 none that are encrypted. They are read, and become format 3
+when the file is opened for writing.
 """
 
 APPLICATION: Final = int.from_bytes(b"StoC")
@@ -48,8 +49,7 @@ APPLICATION: Final = int.from_bytes(b"StoC")
 MAX_PENDING: Final = 1024
 """Changes that wait for the disk; a commit of so many takes some 10 ms, as long as its fsync."""
 
-_ADD_SECRETS: Final = f"""
-PRAGMA user_version = {FORMAT};
+_ADD_SECRETS: Final = """
 CREATE TABLE secrets (
     number INTEGER PRIMARY KEY,
     cid TEXT NOT NULL,
@@ -58,7 +58,14 @@ CREATE TABLE secrets (
     UNIQUE (cid, name)
 );
 """
-_MIGRATE: Final = f"BEGIN IMMEDIATE; {_ADD_SECRETS} COMMIT"
+_ADD_SEALED: Final = f"""
+ALTER TABLE secrets ADD COLUMN sealed INTEGER NOT NULL DEFAULT 0;
+PRAGMA user_version = {FORMAT};
+"""
+_MIGRATE: Final = {
+    1: f"BEGIN IMMEDIATE; {_ADD_SECRETS} {_ADD_SEALED} COMMIT",
+    2: f"BEGIN IMMEDIATE; {_ADD_SEALED} COMMIT",
+}
 _CREATE: Final = f"""
 BEGIN;
 PRAGMA application_id = {APPLICATION};
@@ -71,9 +78,16 @@ CREATE TABLE record (
     scope TEXT NOT NULL
 ) WITHOUT ROWID;
 {_ADD_SECRETS}
+{_ADD_SEALED}
 COMMIT;
 PRAGMA journal_mode = WAL;
 """
+_INSERT: Final = "INSERT INTO secrets (cid, name, value, sealed) VALUES (?, ?, ?, ?)"
+# By format. They cast, because the error for a text that is no UTF-8 has the text.
+_SELECT: Final = {
+    2: "SELECT cid, name, typeof(value), CAST(value AS BLOB), 0 FROM secrets ORDER BY number",
+    3: "SELECT cid, name, typeof(value), CAST(value AS BLOB), sealed FROM secrets ORDER BY number",
+}
 # The lock comes before the first access, so that the log's index is in memory: sqlite.org/wal.html.
 # Without temp_store, VACUUM would write secrets to a file in another directory.
 _SET_UP: Final = """
@@ -176,6 +190,14 @@ class _Change:
     done: asyncio.Future[None]
 
 
+@dataclass(frozen=True, slots=True)
+class _Secrets:
+    """Those of one record: as they are, and as the host has encrypted them."""
+
+    plain: dict[str, Secret] = field(default_factory=dict)
+    sealed: dict[str, bytes] = field(default_factory=dict, repr=False)
+
+
 class _Database:
     """The file, without asyncio; after `open` only the thread of the store touches it."""
 
@@ -225,9 +247,10 @@ class _Database:
             execute("DELETE FROM record WHERE cid = ?", (change.cid,))
         if change.record:
             execute("REPLACE INTO record VALUES (?, ?, ?, ?, ?, ?)", _row(change.record))
-            for name, secret in change.record.secrets.items():
-                row = (change.record.cid, name, secret.reveal())
-                execute("INSERT INTO secrets (cid, name, value) VALUES (?, ?, ?)", row)
+            plain = {name: one.reveal() for name, one in change.record.secrets.items()}
+            for sealed, values in enumerate((plain, change.record.sealed)):
+                rows = ((change.record.cid, name, value, sealed) for name, value in values.items())
+                self._connection.executemany(_INSERT, rows)
         return removed
 
     def _clean(self) -> None:
@@ -270,7 +293,7 @@ class _Database:
             try:
                 with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
                     version = _check_content(connection, self._path)
-                    secrets = _read_secrets(connection, self._path) if version > 1 else {}
+                    secrets = _read_secrets(connection, version, self._path)
                     return version, _read_records(connection, secrets, self._path)
             finally:
                 if index.exists() and not indexed:
@@ -285,7 +308,7 @@ class _Database:
             connection.executescript(_SET_UP)
             connection.executescript("BEGIN IMMEDIATE; ROLLBACK")
             if version < FORMAT:
-                connection.executescript(_MIGRATE)
+                connection.executescript(_MIGRATE[version])
             return connection
 
 
@@ -359,27 +382,31 @@ def _check_content(connection: sqlite3.Connection, path: Path) -> int:
     return version
 
 
-def _read_secrets(connection: sqlite3.Connection, path: Path) -> dict[str, dict[str, Secret]]:
+def _read_secrets(connection: sqlite3.Connection, version: int, path: Path) -> dict[str, _Secrets]:
     """Read the secrets of each connection id, in the order in which they were added."""
-    found: dict[str, dict[str, Secret]] = {}
-    # cast, because the error for a text that is no UTF-8 has the text
-    query = "SELECT cid, name, typeof(value), CAST(value AS BLOB) FROM secrets ORDER BY number"
-    for cid, name, kind, value in connection.execute(query):
-        if (type(cid), type(name), kind) != (str, str, "blob"):
+    found: dict[str, _Secrets] = {}
+    if version not in _SELECT:
+        return found
+    for cid, name, kind, value, sealed in connection.execute(_SELECT[version]):
+        if (type(cid), type(name), kind) != (str, str, "blob") or sealed not in {0, 1}:
             raise StoreError(f"{path} has a secret of the wrong type at {cid!r}; {_KEEP}")
-        found.setdefault(cid, {})[name] = Secret(value)
+        one = found.setdefault(cid, _Secrets())
+        if sealed:
+            one.sealed[name] = value
+        else:
+            one.plain[name] = Secret(value)
     return found
 
 
 def _read_records(
-    connection: sqlite3.Connection, secrets: Mapping[str, Mapping[str, Secret]], path: Path
+    connection: sqlite3.Connection, secrets: Mapping[str, _Secrets], path: Path
 ) -> list[Record]:
     """Read the records, with their secrets; see Store.open for the order."""
     rows = {row[0]: row for row in connection.execute("SELECT * FROM record")}
     if lost := secrets.keys() - rows.keys():
         raise StoreError(f"{path} has a secret of no record, {min(lost)!r}; {_KEEP}")
     cids = [*(cid for cid in rows if cid not in secrets), *secrets]
-    return [_record(rows[cid], secrets.get(cid, {}), path) for cid in cids]
+    return [_record(rows[cid], secrets.get(cid, _Secrets()), path) for cid in cids]
 
 
 def _row(record: Record) -> tuple[str | int, ...]:
@@ -388,15 +415,14 @@ def _row(record: Record) -> tuple[str | int, ...]:
     return record.cid, record.uri, options, owner, lifetime, scope
 
 
-def _record(
-    row: tuple[str, str, str, int, str, str], secrets: Mapping[str, Secret], path: Path
-) -> Record:
+def _record(row: tuple[str, str, str, int, str, str], secrets: _Secrets, path: Path) -> Record:
     if tuple(map(type, row)) != (str, str, str, int, str, str):
         raise StoreError(f"{path} has a column of the wrong type at {row[0]!r}; {_KEEP}")
     cid, uri, options, owner, lifetime, scope = row
     try:
         values = {_text(name): _value(value) for name, value in json.loads(options).items()}
-        return Record(cid, uri, {**values, **secrets}, owner, Lifetime(lifetime), scope)
+        known = {**values, **secrets.plain}
+        return Record(cid, uri, known, owner, Lifetime(lifetime), scope, secrets.sealed)
     except (ValueError, AttributeError, RecursionError) as error:
         raise StoreError(f"{path} has an unreadable record, {cid!r}: {error}; {_KEEP}") from error
 

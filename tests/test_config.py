@@ -42,6 +42,20 @@ def test_all_that_is_set_is_taken(tmp_path: Path) -> None:
     assert load(tmp_path) == (Config(3600.0, Keepalive(5, 2, 4)), [])
 
 
+@pytest.mark.parametrize("text", ["1", "yes", "true", "on"])
+def test_what_is_yes_and_what_is_no(tmp_path: Path, text: str) -> None:
+    write(tmp_path, f"[Secrets]\nEncrypt={text}\n")
+    assert load(tmp_path) == (Config(encrypt=True), [])
+    write(tmp_path, "[Secrets]\nEncrypt=no\n", "last.conf")
+    assert load(tmp_path) == (Config(), [])
+
+
+def test_what_is_neither_yes_nor_no_is_reported(tmp_path: Path) -> None:
+    file = write(tmp_path, "[Secrets]\nEncrypt=maybe\n")
+    complaint = f"{file}:2: Encrypt must be yes or no, not 'maybe'; this line is ignored"
+    assert load(tmp_path) == (Config(), [complaint])
+
+
 @pytest.mark.parametrize(("text", "seconds"), TIMES.items())
 def test_times_have_units(tmp_path: Path, text: str, seconds: float) -> None:
     write(tmp_path, interval(text))

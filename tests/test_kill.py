@@ -109,7 +109,7 @@ async def test_a_record_in_the_log_alone_is_a_record(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        ("PRAGMA user_version = 3", "has format 3, and this version knows 2"),
+        ("PRAGMA user_version = 4", "has format 4, and this version knows 3"),
         ("PRAGMA application_id = 2", "belongs to another program"),
         ("UPDATE record SET options = '{'", "unreadable record, 'plain'"),
         ("", "is not a database"),

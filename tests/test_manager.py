@@ -329,6 +329,20 @@ async def test_records_are_taken_up_and_none_is_lost(stage: Stage) -> None:
     assert stage.view("also").runner is not runner
 
 
+async def test_a_record_whose_secrets_cannot_be_decrypted_says_so_and_stays(stage: Stage) -> None:
+    sealed = Record("a", "fake:a", sealed={"password": b"0123"})
+    stage.store.records["a"] = sealed
+    stage.manager.start([sealed])
+    await stage.until("a", "failed")
+    runner = stage.view("a").runner
+    assert runner is not None
+    assert runner.reason == "not-usable"
+    assert "restore /var/lib/systemd/credential.secret" in str(runner.error)
+    assert stage.driver.targets == []
+    assert stage.store.records["a"] is sealed
+    await stage.manager.unmanage("a")
+
+
 async def test_news_reach_the_connections_that_they_concern(stage: Stage) -> None:
     stage.driver.failures.append(UnreachableError("not yet"))
     await stage.manage("fake:a", "c")

@@ -28,14 +28,19 @@ from tests.stores import (
     refusal,
 )
 
-OLD: Final = Path(__file__).parent / "data/connections-format-1.db"
-"""Written by the program as it was before format 2."""
+DATA: Final = Path(__file__).parent / "data"
+"""Has a file of each format, written by the program as it was then."""
 
 OLD_RECORDS: Final = [
     PLAIN,
     Record("é", "nfs://server/export", {"version": "4.2"}, 1000, Lifetime.RUNTIME, "boot"),
     FULL,
 ]
+
+ROOMS: Final = {1: (0, 40, 5000, 10000), 2: (0, 40)}
+"""Bytes that are too few to change the format; format 2 needs less."""
+
+FORMATS: Final = tuple(range(1, FORMAT))
 
 CANARY: Final = b"canary-hunter2"
 
@@ -229,12 +234,18 @@ def test_damaged_secrets_are_refused_and_not_repeated(path: Path, change: str, w
 # the format before
 
 
-@pytest.fixture
-def old(path: Path) -> Path:
+@pytest.fixture(params=FORMATS)
+def old(path: Path, request: pytest.FixtureRequest) -> Path:
     path.parent.mkdir(0o700)
-    shutil.copyfile(OLD, path)
+    shutil.copyfile(DATA / f"connections-format-{request.param}.db", path)
     path.chmod(0o600)
     return path
+
+
+def kept_in(path: Path) -> list[Record]:
+    """Give what a file of its format was written with."""
+    more = [with_password("old")] if version(path) > 1 else []
+    return sorted([*OLD_RECORDS, *more], key=lambda one: one.cid)
 
 
 def version(path: Path) -> int:
@@ -242,30 +253,32 @@ def version(path: Path) -> int:
         return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
-def test_a_file_of_format_1_becomes_one_of_format_2(old: Path) -> None:
-    assert version(old) == 1
-    assert records(old) == OLD_RECORDS
-    assert version(old) == FORMAT == 2
+def test_a_file_of_a_format_before_becomes_one_of_this(old: Path) -> None:
+    before = kept_in(old)
+    assert version(old) in FORMATS
+    assert records(old) == before
+    assert version(old) == FORMAT
     keep(old, with_password("c"))
-    assert records(old) == sorted([*OLD_RECORDS, with_password("c")], key=lambda one: one.cid)
+    assert records(old) == sorted([*before, with_password("c")], key=lambda one: one.cid)
 
 
 def test_the_change_of_format_is_made_as_a_whole_or_not_at_all(old: Path) -> None:
-    before = old.read_bytes()
-    for room in (0, 40, 5000, 10000):
+    before, kept = old.read_bytes(), kept_in(old)
+    for room in ROOMS[version(old)]:
         with no_file_longer_than(room), pytest.raises(StoreError, match="opened for writing: "):
             Store(old).open()
         assert old.read_bytes() == before
-    assert records(old) == OLD_RECORDS
+    assert records(old) == kept
 
 
-def test_a_damaged_file_of_format_1_stays_as_it_is(old: Path) -> None:
+def test_a_damaged_file_of_a_format_before_stays_as_it_is(old: Path) -> None:
+    before = version(old)
     edit(old, "UPDATE record SET options = '{'")
     assert "has an unreadable record, 'plain'" in refusal(old)
-    assert version(old) == 1
+    assert version(old) == before
 
 
-def test_the_secrets_table_of_both_ways_is_the_same(old: Path, tmp_path: Path) -> None:
+def test_the_secrets_table_of_all_ways_is_the_same(old: Path, tmp_path: Path) -> None:
     keep(tmp_path / "new" / "store", PLAIN)
     records(old)
     schemas = []

@@ -75,7 +75,7 @@ def test_a_newer_file_is_refused(path: Path) -> None:
     keep(path, PLAIN)
     edit(path, f"PRAGMA user_version = {FORMAT + 1}")
     assert refusal(path).startswith(
-        f"{path} has format 3, and this version knows 2; install the version that wrote it"
+        f"{path} has format 4, and this version knows 3; install the version that wrote it"
     )
 
 

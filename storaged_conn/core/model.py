@@ -88,6 +88,7 @@ class Record:
         owner: the uid that made it.
         scope: what the lifetime is bound to: nothing for persistent, the boot's id for runtime, the
             bus's id and the caller's unique name for caller.
+        sealed: secrets as they are stored where they are encrypted, and not among the options.
     """
 
     cid: str
@@ -96,6 +97,7 @@ class Record:
     owner: int = 0
     lifetime: Lifetime = Lifetime.PERSISTENT
     scope: str = ""
+    sealed: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @property
     def shown(self) -> dict[str, Value]:

@@ -208,12 +208,12 @@ def feed_record(data: bytes) -> None:
     number = int(owner) if owner.isascii() and owner.isdigit() and len(owner) < 19 else 0
     try:
         row = (cid, uri, written, number, lifetime, scope)
-        record = store._record(row, {}, Path("connections.db"))
+        record = store._record(row, store._Secrets(), Path("connections.db"))
     except StoreError:
         return
     wire.entry("Options", "a{sv}", record.shown)
     kept: Any = store._row(record)
-    assert store._record(kept, {}, Path()) == record
+    assert store._record(kept, store._Secrets(), Path()) == record
     with contextlib.suppress(RequestError):
         world().manager._read(record)
 

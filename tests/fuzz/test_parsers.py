@@ -39,6 +39,7 @@ OTHERS: Final = {
     "system.inotify": "the kernel's structures",
     "system.journal": "our own words, of which only lines are made",
     "system.mount_child": "a place that was read, and /proc",
+    "system.creds": "the last line of what systemd-creds(1) says",
     "system.resolve": "what getent(1) prints",
     "system.usage": "what the kernel says of swap",
     "system.routes": "an address of resolve.py",

@@ -28,6 +28,10 @@ QUIET: Final = 10.0
 """Seconds in which nobody may try again: iscsid itself would, after one to two."""
 
 
+KEY: Final = Path("/var/lib/systemd/credential.secret")
+"""The host's. Source: systemd-creds(1)."""
+
+
 class Chap(NamedTuple):
     """What is offered, and the secrets, which only this process and the target know."""
 
@@ -95,9 +99,7 @@ async def test_the_right_password_is_kept_in_two_files_and_shown_nowhere(
         assert tool("stat", "--format=%a %U", one).split() == ["600", "root"]
     iscsiadm("--mode=session", f"--sid={session(found)}", "--logout")
     await client.until("a", State="connected", Reconnects=1)
-    async with owners() as changes:
-        await asyncio.to_thread(tool, "systemctl", "restart", UNIT)
-        await restarted(changes)
+    await restart()
     await connected(client, "a")
     await leave(client)
     assert not files(chap.marks, began)
@@ -180,6 +182,48 @@ def give_to_nobody(number: int) -> None:
         database.execute("UPDATE record SET owner = 65534")
     iscsiadm("--mode=session", f"--sid={number}", "--logout")
     tool("systemctl", "start", UNIT)
+
+
+async def test_encrypted_the_password_is_kept_in_the_node_record_alone(
+    client: Caller, machine: Targets, chap: Chap
+) -> None:
+    """Inside the sandbox; and without the host's key nothing is lost."""
+    began = time.time()
+    with encrypting():
+        await restart()
+        await client.manage(machine.uri(chap.one_way), "a", **chap.right)
+        await connected(client, "a")
+        (record,) = files(chap, began)
+        assert record.startswith(str(CONFIG))
+        await asyncio.to_thread(KEY.rename, KEY.with_suffix(".away"))
+        await restart()
+        found = await client.until("a", State="failed", StateReason="not-usable")
+        assert str(KEY) in found["LastErrorMessage"]
+        await asyncio.to_thread(KEY.with_suffix(".away").rename, KEY)
+        await restart()
+        await connected(client, "a")
+        await leave(client)
+    await restart()
+
+
+@contextmanager
+def encrypting() -> Iterator[None]:
+    """Have secrets encrypted from the next start on; in the end the host has no key again."""
+    place = Path("/run/storaged-conn/storaged-conn.conf.d/test.conf")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text("[Secrets]\nEncrypt=yes\n")
+    try:
+        yield
+    finally:
+        place.unlink()
+        for key in (KEY, KEY.with_suffix(".away")):
+            key.unlink(missing_ok=True)
+
+
+async def restart() -> None:
+    async with owners() as changes:
+        await asyncio.to_thread(tool, "systemctl", "restart", UNIT)
+        await restarted(changes)
 
 
 async def test_asking_keeps_nothing(client: Caller, machine: Targets, chap: Chap) -> None:
