@@ -45,11 +45,10 @@ iface_setup_defaults and iface_link_ifaces."""
 _FIRST: Final = {"node.session.auth.authmethod": "None"}
 """What even iscsid.conf may change."""
 
-CREDENTIALS: Final = frozenset(
-    f"node.session.auth.{name}"
-    for name in ("authmethod", "username", "password", "username_in", "password_in")
-)
-"""What the host says to any target. Source: iscsid.conf, CHAP Settings."""
+AUTH: Final = "node.session.auth."
+ALGORITHMS: Final = f"{AUTH}chap_algs"
+"""What the host proves to any target, and the one line of it that is no credential. Source:
+iscsid.conf, CHAP Settings."""
 
 Settings = Mapping[str, str | Secret]
 """The lines of a record: a name, such as node.session.auth.username, and its value."""
@@ -155,12 +154,11 @@ class Nodes:
             trusted: root names the target. Anybody else could have the host prove what it knows to
                 a target of his own, so the host's credentials are left out.
         """
-        lines = dict(_parse(_read(self._config / "iscsid.conf")))
-        hidden = () if trusted else CREDENTIALS
         return {
             key: value
-            for key, value in lines.items()
-            if key.startswith("node.") and key not in hidden
+            for key, value in _parse(_read(self._config / "iscsid.conf"))
+            if key.startswith("node.")
+            and (trusted or key == ALGORITHMS or not key.startswith(AUTH))
         }
 
     @staticmethod

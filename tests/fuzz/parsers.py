@@ -214,8 +214,11 @@ def feed_record(data: bytes) -> None:
     wire.entry("Options", "a{sv}", record.shown)
     kept: Any = store._row(record)
     assert store._record(kept, store._Secrets(), Path()) == record
-    with contextlib.suppress(RequestError):
-        world().manager._read(record)
+    sealed = store._record(kept, store._Secrets(sealed={"password": data}), Path())
+    for one in (record, sealed):
+        with contextlib.suppress(RequestError):
+            world().manager._read(one)
+            assert one is record
 
 
 def feed_mark(data: bytes) -> None:
@@ -307,7 +310,9 @@ PARSERS: Final[dict[str, Parser]] = {
     ),
     "uevents": Parser(netlink.feed_uevents, "sources.uevents", netlink.DEVICES),
     "config": Parser(
-        feed_config, "config", ("[Audit]\nIntervalSec=15min\n[Keepalive]\nIdleSec=1",)
+        feed_config,
+        "config",
+        ("[Audit]\nIntervalSec=15min\n[Keepalive]\nIdleSec=1", "[Secrets]\nEncrypt=yes"),
     ),
     "record": Parser(feed_record, "store", (f"{_ROW}{FIELD}persistent{FIELD}",)),
     "mark": Parser(feed_mark, "drivers.marks", ('[1, "/x", "0:1", "nfs", "h:/x", "/"]', "")),
