@@ -119,16 +119,18 @@ class Dispatcher:
         self._serve_soon()
 
     def _serve_soon(self) -> None:
-        work = self._turns or self._refusals
-        if work and not self._serving and not self._bus.behind:
+        if not self._serving and self._can_serve():
             self._serving = True
             asyncio.get_running_loop().call_soon(self._serve)
+
+    def _can_serve(self) -> bool:
+        return bool(self._turns or self._refusals) and not self._bus.behind  # see on_room
 
     def _serve(self) -> None:
         self._serving = False
         read = 0
         for _ in range(BATCH):
-            if self._bus.behind or read > BATCH_BYTES:  # see on_room
+            if read > BATCH_BYTES or not self._can_serve():
                 break
             if turn := self._turns.take():
                 caller, message = turn
