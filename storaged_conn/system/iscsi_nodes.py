@@ -154,12 +154,7 @@ class Nodes:
             trusted: root names the target. Anybody else could have the host prove what it knows to
                 a target of his own, so the host's credentials are left out.
         """
-        return {
-            key: value
-            for key, value in _parse(_read(self._config / "iscsid.conf"))
-            if key.startswith("node.")
-            and (trusted or key == ALGORITHMS or not key.startswith(AUTH))
-        }
+        return _defaults(_read(self._config / "iscsid.conf"), trusted=trusted)
 
     @staticmethod
     def _interface(root: Path, name: str) -> dict[str, str]:
@@ -271,6 +266,14 @@ def _parse(text: str) -> Iterator[tuple[str, str]]:
         key, equals, value = line.partition("=")
         if equals and not line.lstrip().startswith("#") and value.strip():
             yield key.strip(), value.strip()
+
+
+def _defaults(text: str, *, trusted: bool) -> dict[str, str]:
+    return {
+        key: value
+        for key, value in _parse(text)
+        if key.startswith("node.") and (trusted or key == ALGORITHMS or not key.startswith(AUTH))
+    }
 
 
 def _text(settings: Settings) -> str:

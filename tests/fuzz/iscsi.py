@@ -14,8 +14,8 @@ from storaged_conn.system import iscsi_nodes
 from storaged_conn.system import iscsi_pdu as pdu
 from storaged_conn.system.iscsi import Sessions
 from storaged_conn.system.iscsi_login import read_portal
-from storaged_conn.system.iscsi_nodes import AUTH, Nodes
-from storaged_conn.system.iscsiadm import Iscsiadm, failure
+from storaged_conn.system.iscsi_nodes import ALGORITHMS, AUTH
+from storaged_conn.system.iscsiadm import failure
 
 IQN: Final = "iqn.2003-01.org:disk"
 
@@ -63,10 +63,9 @@ def feed_records(data: bytes) -> None:
     assert not any("\n" in one for pair in lines.items() for one in pair)
     assert SECRET.reveal().decode() not in repr(login(lines, "iqn.1993-08.org:a", IQN))
     name = text.replace("/", "").replace("\0", "")
-    (Path(_ground().name) / "iscsid.conf").write_bytes(data)
-    nodes = Nodes(Iscsiadm(), config=Path(_ground().name))
-    assert not [key for key in nodes.defaults(trusted=False) if "password" in key and AUTH in key]
-    assert nodes.defaults(trusted=False).items() <= nodes.defaults(trusted=True).items()
+    others, root = (iscsi_nodes._defaults(text, trusted=one) for one in (False, True))
+    assert {key for key in others if AUTH in key} <= {ALGORITHMS}
+    assert others.items() <= root.items()
     where = iscsi_nodes._where(IQN, Path("/x", name or "x", "default"))
     assert where is None or name.startswith(where.address)
 
