@@ -9,6 +9,7 @@ from typing import Final
 
 import pytest
 
+from storaged_conn.drivers.nvme_registry import OWN
 from storaged_conn.system.iscsi_nodes import MARK
 from tests.live import DEADLINE
 from tests.mounts import cleaned, mounts_below, needs_root, tool
@@ -106,6 +107,17 @@ def test_a_session_that_is_left_is_told_and_keeps_its_record(root: Path, place: 
     assert postrm(root, "purge") == told
     assert ours.exists()
     assert theirs.exists()
+
+
+def test_a_controller_that_is_left_is_told_and_nobodys(root: Path) -> None:
+    registry = root / "run/nvme/registry"
+    for name, owner in (("nvme0", OWN), ("nvme1", "stas")):
+        (registry / name).mkdir(parents=True)
+        (registry / name / "owner").write_text(f"{owner}\n")
+    (registry / "nvme0" / OWN).write_text("4711 nvme+tcp://host/nqn.2014-08.org.x\n")
+    told = "storaged-conn: left connected: nvme+tcp://host/nqn.2014-08.org.x\n"
+    assert postrm(root, "purge") == told
+    assert [one.name for one in registry.iterdir()] == ["nvme1"]
 
 
 def test_a_mount_point_that_somebody_has_written_to_is_kept(root: Path) -> None:

@@ -4,6 +4,7 @@
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,9 @@ from tests.caller import Caller, calling
 from tests.mounts import make_image
 from tests.shell import Shell
 from tests.vm.guest.conftest import STATE
+from tests.vm.guest.machine import Machine
+from tests.vm.guest.nvmet import Target, controllers
+from tests.vm.guest.steps import connected
 from tests.vm.guest.units import SYSTEM_BUS, UNIT, show, start, tool
 
 PACKAGE: Final = "storaged-conn"
@@ -26,6 +30,8 @@ NOBODY: Final = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups
 
 PLACES: Final = ("/etc", "/run", "/usr", "/var/cache", "/var/lib")
 """Where packages have files. Source: Filesystem Hierarchy Standard 3.0."""
+
+NQN: Final = "nqn.2026-01.org.example:package"
 
 RECORDS: Final = Path("/var/lib/storaged-conn/connections.db")
 SETTINGS: Final = Path("/etc/storaged-conn/storaged-conn.conf")
@@ -112,17 +118,32 @@ async def test_an_upgrade_restarts_the_service_and_leaves_what_is_connected(
         assert found["Reconnects"] == 0
 
 
+@pytest.fixture(scope="module")
+def subsystem() -> Iterator[str]:
+    """Serve an NVMe subsystem; gives its URI."""
+    with Machine(105) as machine, Target() as target:
+        port, one = target.port(machine), target.subsystem(NQN)
+        port.serve(one)
+        yield port.uri(one)
+
+
 @pytest.mark.last
-async def test_removed_it_says_what_stays_and_installed_again_it_has_it_back() -> None:
+async def test_removed_it_says_what_stays_and_installed_again_it_has_it_back(
+    subsystem: str,
+) -> None:
     make_image(IMAGE)
     start()
     async with calling(SYSTEM_BUS) as caller:
         await caller.manage(URI, "kept")
+        await caller.manage(subsystem, "nvme")
         place = (await caller.until("kept", State="connected"))["MountPoint"]
+        controller = (await connected(caller, "nvme"))["ConnectionInfo"]["controller"]
     device = os.stat(place).st_dev
     said = apt("remove", PACKAGE)
     assert "stay as they are" in said
     assert URI in said
+    assert subsystem in said
+    assert controllers() == {controller: NQN}
     assert show("LoadState") == "not-found"
     assert os.stat(place).st_dev == device
     assert RECORDS.exists()
@@ -135,18 +156,24 @@ async def test_removed_it_says_what_stays_and_installed_again_it_has_it_back() -
             True,
             device,
         )
+        found = await connected(caller, "nvme")
+        assert found["ConnectionInfo"]["controller"] == controller
 
 
 @pytest.mark.last
-def test_purged_it_leaves_only_the_mount_that_it_tells_of() -> None:
+def test_purged_it_leaves_only_what_it_tells_of(subsystem: str) -> None:
     SETTINGS.parent.mkdir(exist_ok=True)
     SETTINGS.write_text("[Audit]\n")
     (place,) = Path("/run/storaged-conn/mnt").iterdir()
     said = apt("purge", PACKAGE)
     assert "storaged-conn: left connected: /dev/loop" in said or str(IMAGE) in said, said
+    assert f"storaged-conn: left connected: {subsystem}\n" in said
     assert "goes with the next boot" in said
     assert os.path.ismount(place)
     assert files() == {"/run/storaged-conn"}
     assert [*Path("/run/storaged-conn").rglob("*")][:2] == [place.parent, place]
     tool("umount", place)
+    assert set(controllers().values()) == {NQN}
+    tool("nvme", "disconnect-all")  # nobody owns it any more
+    assert not controllers()
     assert not tool("systemctl", "list-units", "--all", "--plain", "--no-legend", UNIT)
