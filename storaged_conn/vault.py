@@ -6,7 +6,7 @@ What cannot be decrypted stays as it is: the host may get its key back.
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 
 from storaged_conn.core.model import Record
@@ -30,15 +30,15 @@ class Vault:
         self._store = store
         self._encrypts = encrypts
 
-    async def read(self, records: Iterable[Record]) -> list[Record]:
+    async def read(self, records: Sequence[Record]) -> list[Record]:
         """Decrypt what the store has, and encrypt what it has not encrypted, if that is wanted.
 
         Returns:
             All of them in their order; what cannot be decrypted is still `sealed`.
         """
         found = await asyncio.gather(*map(self._open, records))
-        for record in found:
-            if self._encrypts and record.secrets:
+        for stored, record in zip(records, found, strict=True):
+            if self._encrypts and stored.secrets:
                 try:
                     await self.add(record)
                 except StoreError as error:
@@ -80,4 +80,4 @@ class Vault:
                 f"the secrets cannot be encrypted: {error}; see Encrypt= in storaged-conn.conf(5)"
             )
             raise StoreError(text) from None
-        return replace(record, options=record.shown, sealed=sealed)
+        return replace(record, options=record.shown, sealed={**record.sealed, **sealed})

@@ -14,7 +14,7 @@ from storaged_conn.system import creds
 from storaged_conn.system.run import ENVIRONMENT
 from storaged_conn.vault import Vault
 from tests.hostkey import host_key
-from tests.stores import PLAIN, opened, records
+from tests.stores import PLAIN, edit, opened, records
 
 CANARY = b"canary-hunter2"
 KNOWN = Record(
@@ -53,7 +53,9 @@ def content(path: Path) -> bytes:
 async def test_what_is_kept_shows_no_secret_and_comes_back(path: Path) -> None:
     await keep(path, PLAIN, KNOWN)
     assert CANARY not in content(path)
+    before = records(path)
     assert await start(path) == [KNOWN, PLAIN]
+    assert records(path) == before  # it would be other bytes if it were encrypted again
     assert await start(path, encrypts=False) == [KNOWN, PLAIN]
 
 
@@ -93,6 +95,19 @@ async def test_without_its_key_a_record_stays_as_it_is_until_the_key_is_back(
     assert records(path) == before
     monkeypatch.setitem(ENVIRONMENT, "SYSTEMD_CREDENTIAL_SECRET", str(key))
     assert await start(path) == [KNOWN]
+
+
+async def test_what_cannot_be_decrypted_is_kept_beside_what_is_encrypted_now(
+    path: Path, key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await keep(path, KNOWN)
+    edit(path, "INSERT INTO secrets (cid, name, value) VALUES ('known', 'password-in', x'3132')")
+    host_key(key.with_name("other"), monkeypatch)
+    (before,) = records(path)
+    await start(path)
+    (after,) = records(path)
+    assert after.sealed.keys() == {"password", "password-in"}
+    assert after.sealed["password"] == before.sealed["password"]
 
 
 async def test_what_cannot_be_encrypted_is_not_taken_and_what_was_there_stays(
