@@ -211,6 +211,8 @@ async def test_what_was_refused_leaves_no_secret_after_the_next_change(path: Pat
     ("change", "words"),
     [
         ("UPDATE secrets SET value = 'hunter2'", "has a secret of the wrong type at 'c'"),
+        ("UPDATE secrets SET sealed = 'hunter2'", "has a secret of the wrong type at 'c'"),
+        ("UPDATE secrets SET sealed = 2", "has a secret of the wrong type at 'c'"),
         (
             "UPDATE secrets SET value = CAST(value || x'ff' AS TEXT)",
             "has a secret of the wrong type at 'c'",
