@@ -64,7 +64,7 @@ def feed_records(data: bytes) -> None:
     assert SECRET.reveal().decode() not in repr(login(lines, "iqn.1993-08.org:a", IQN))
     name = text.replace("/", "").replace("\0", "")
     others, root = (iscsi_nodes._defaults(text, trusted=one) for one in (False, True))
-    assert {key for key in others if AUTH in key} <= {ALGORITHMS}
+    assert {key for key in others if key.startswith(AUTH)} <= {ALGORITHMS}
     assert others.items() <= root.items()
     where = iscsi_nodes._where(IQN, Path("/x", name or "x", "default"))
     assert where is None or name.startswith(where.address)
