@@ -58,7 +58,9 @@ class Nodes:
     """The records, in a place that only iscsiadm knows."""
 
     def __init__(self, iscsiadm: Iscsiadm, *, config: Path = CONFIG, locks: Path = LOCKS) -> None:
-        """Nothing is looked for yet.
+        """Take away a lock that a kill has left; nothing else is looked for yet.
+
+        iscsiadm would wait for it longer than we do for iscsiadm.
 
         Args:
             iscsiadm: knows where they are.
@@ -69,6 +71,7 @@ class Nodes:
         self._config = config
         self._locks = locks
         self._turn = asyncio.Lock()
+        self._forget_lock()
 
     async def write(
         self, uri: str, where: Where, portal: int, settings: Settings, *, trusted: bool = False
@@ -171,11 +174,17 @@ class Nodes:
             raise UnusableError(f"there is no iface record {name!r}; see iscsiadm(8)")
         return found
 
+    def _forget_lock(self) -> None:
+        own, lock = self._locks / "storaged-conn", self._locks / "lock.write"
+        with suppress(FileNotFoundError):
+            if lock.samefile(own):
+                lock.unlink()
+
     @asynccontextmanager
     async def _locked(self) -> AsyncIterator[None]:
         """Take the lock of open-iscsi, which is that a file has this name.
 
-        What it is linked to is ours: so a lock that a kill has left is known, and taken away.
+        What it is linked to is ours: so a lock that a kill has left is known.
 
         Raises:
             TroubleError: somebody else has had it for too long.
@@ -184,8 +193,6 @@ class Nodes:
             self._locks.mkdir(mode=0o770, parents=True, exist_ok=True)
             own, lock = self._locks / "storaged-conn", self._locks / "lock.write"
             own.touch(mode=0o600)
-            if lock.exists() and lock.samefile(own):
-                lock.unlink(missing_ok=True)
             await _link(own, lock)
             try:
                 yield

@@ -137,14 +137,14 @@ async def test_a_lock_that_stays_is_told(
     assert lock.exists()
 
 
-async def test_a_lock_that_a_kill_of_ours_has_left_is_taken_away(
-    nodes: Nodes, tmp_path: Path
+def test_a_lock_that_a_kill_of_ours_has_left_is_taken_away_before_iscsiadm_is_asked(
+    tmp_path: Path,
 ) -> None:
     locks = tmp_path / "run/lock/iscsi"
     locks.mkdir(parents=True)
     (locks / "storaged-conn").touch()
     os.link(locks / "storaged-conn", locks / "lock.write")
-    assert await nodes.write(URI, WHERE, 1, {})
+    Nodes(Iscsiadm("/nonesuch"), config=tmp_path, locks=locks)
     assert not (locks / "lock.write").exists()
 
 
