@@ -115,7 +115,8 @@ class MountDriver(Driver):
         if isinstance(found, Present):
             return found
         place = self.place(target)
-        await self._call_off(target, place)
+        if self._marks.get(key_of(target)) is PLANNED:
+            await self._call_off(place)
         await self._clear(target, place)
         self._marks.plan(key_of(target))
         try:
@@ -129,7 +130,8 @@ class MountDriver(Driver):
         """See Driver; what others mounted stays, and so does what others still use."""
         self.table.refresh()
         place = self.place(target)
-        await self._call_off(target, place)
+        if self._marks.get(key_of(target)):
+            await self._call_off(place)
         mount = self._own(target, place)
         if mount:
             await self._remove(target, place, mount)
@@ -239,13 +241,13 @@ class MountDriver(Driver):
         mounts = self.table.mounts or {}
         return mark is not None and any(mark.is_of(mount) for mount in mounts.values())
 
-    async def _call_off(self, target: Target, place: Place) -> None:
-        """End what PID 1 may still be mounting for an earlier run of this service that was killed.
+    async def _call_off(self, place: Place) -> None:
+        """End what an earlier run that was killed has left where nothing is mounted.
 
-        It would come about when nobody remembers that it is ours.
+        What PID 1 may still be mounting would come about when nobody remembers that it is ours; and
+        the mount point stays if the kill came after the unmount.
         """
-        planned = self._marks.get(key_of(target)) is PLANNED
-        if planned and self.table.mounts is not None and not self.table.at(place.target):
+        if self.table.mounts is not None and not self.table.at(place.target):
             await self.mounter.unmount(place, NOTHING)
             self.table.refresh()
 

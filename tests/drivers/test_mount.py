@@ -182,6 +182,7 @@ async def test_what_others_unmounted_is_already_gone(site: Site) -> None:
     tool("umount", site.where())
     await driver.disconnect(target, found)
     assert site.driver()._marks._marks == {}
+    assert not site.where().exists()
 
 
 async def test_what_others_use_stays(site: Site) -> None:
