@@ -63,8 +63,10 @@ class Objects:
         self._announcing = False
 
     def announce(self) -> None:
-        """Send signals from now on: the bus name is ours, so somebody can have asked."""
+        """Send signals from now on: the bus name is ours, so somebody can ask."""
         self._announcing = True
+        for one in self._objects.values():
+            one.sent = dict(one.entries)  # what is there now is what can be seen first
 
     # what the manager tells
 

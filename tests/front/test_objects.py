@@ -201,6 +201,22 @@ def test_before_it_is_announced_nothing_is_told() -> None:
     play(scene())
 
 
+def test_what_changed_before_and_is_taken_back_after_it_is_told() -> None:
+    async def scene() -> None:
+        world = World()
+        world.objects = Objects(world.bus, INTERFACE, world.states.get)
+        world.add("a")
+        before = world.states["a"]["LastError"]
+        world.change("a", LastError=1)
+        await turn()
+        world.objects.announce()
+        world.change("a", LastError=before)
+        await turn()
+        assert [changes for _, changes in world.told("a")] == [{"LastError": before}]
+
+    play(scene())
+
+
 # where from
 
 
