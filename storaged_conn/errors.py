@@ -12,7 +12,8 @@
           InitiatorError
         PermanentError    the same answer would come again, until something changes:  failed
           RefusedError  AuthenticationError  UnusableError  InternalError
-          NotOfferedError  AccessDeniedError  ProtocolError
+          ServerSaysNoError  unless the server has only just begun to serve
+            NotOfferedError  AccessDeniedError  ProtocolError
       StoreError          the records cannot be kept or read
 
 Anything else is a bug. Numbers and names are API: never reuse or renumber one.
@@ -184,6 +185,10 @@ class PermanentError(AttemptError):
     """The same answer would come again."""
 
 
+class ServerSaysNoError(PermanentError):
+    """The same answer would come again, unless the server has only just begun to serve."""
+
+
 class RefusedError(PermanentError):
     """The server or the kernel refuses this."""
 
@@ -216,7 +221,7 @@ class InternalError(PermanentError):
     reason = "internal-error"
 
 
-class NotOfferedError(PermanentError):
+class NotOfferedError(ServerSaysNoError):
     """The server is there, and has no such export, target or subsystem."""
 
     name = "NotOffered"
@@ -224,7 +229,7 @@ class NotOfferedError(PermanentError):
     reason = "not-offered"
 
 
-class AccessDeniedError(PermanentError):
+class AccessDeniedError(ServerSaysNoError):
     """The server has it, and not for this host."""
 
     name = "AccessDenied"
@@ -232,7 +237,7 @@ class AccessDeniedError(PermanentError):
     reason = "access-denied"
 
 
-class ProtocolError(PermanentError):
+class ProtocolError(ServerSaysNoError):
     """The server does not speak the protocol, or the version, that is asked for."""
 
     name = "ProtocolNotSupported"

@@ -28,7 +28,7 @@ from storaged_conn.core.machine import (
 from storaged_conn.core.model import Observation, Present, Target
 from storaged_conn.core.reconcile import reconcile
 from storaged_conn.drivers.base import Driver
-from storaged_conn.errors import AttemptError, AuthenticationError, InternalError, PermanentError
+from storaged_conn.errors import AttemptError, InternalError, PermanentError, ServerSaysNoError
 from storaged_conn.system.journal import FIELDS, MESSAGE_IDS, Fields
 
 logger = logging.getLogger(__name__)
@@ -293,7 +293,7 @@ class Runner:
         if self.error or not self.present:
             if not isinstance(self.error, PermanentError):
                 return ConnectFailed()
-            return ConnectRefused(costly=isinstance(self.error, AuthenticationError))
+            return ConnectRefused(early=isinstance(self.error, ServerSaysNoError))
         return Connected(self.present.ours)
 
     def _contain(self, defect: Exception) -> InternalError:

@@ -12,8 +12,8 @@ LONGEST_WAIT: Final = 60.0
 """Seconds at most. Source: nvme-stas retries every 60 s for ever; events cut the wait short."""
 
 REFUSED_WAIT: Final = 600.0
-"""Seconds at most after an answer that would come again, and always after a wrong password. Source:
-account lock-outs, and clusters with 14 300 failed logins an hour (needs 20 and 39)."""
+"""Seconds after an answer that would come again, and at most where a server may have only begun.
+Source: account lock-outs, and clusters with 14 300 failed logins an hour (needs 20 and 39)."""
 
 BURST: Final = 60
 """Attempts that events may start at once: an administrator's loop that unmounts 50 times in a few

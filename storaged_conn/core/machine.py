@@ -109,9 +109,12 @@ class ConnectFailed:
 
 @dataclass(frozen=True, slots=True)
 class ConnectRefused:
-    """CONNECT failed, and the same answer would come again; `costly` where asking does harm."""
+    """CONNECT failed, and the same answer would come again.
 
-    costly: bool = False
+    `early` where that is not so if the server has only just begun to serve.
+    """
+
+    early: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,10 +395,9 @@ class Machine:
         return command
 
     def _after_refusal(self, event: Event) -> float:
-        """A server that has just begun may not offer everything yet; a password stays wrong."""
-        if isinstance(event, ConnectRefused) and event.costly:
-            return spread(REFUSED_WAIT, self.jitter)
-        return wait_seconds(self._failures, self.jitter, REFUSED_WAIT)
+        if isinstance(event, ConnectRefused) and event.early:
+            return wait_seconds(self._failures, self.jitter, REFUSED_WAIT)
+        return spread(REFUSED_WAIT, self.jitter)
 
     def _hold_back(self, event: Event, now: float) -> float:
         match event:

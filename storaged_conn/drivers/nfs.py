@@ -23,7 +23,7 @@ from storaged_conn.errors import (
     AccessDeniedError,
     AttemptError,
     NotOfferedError,
-    ProtocolError,
+    ServerSaysNoError,
     StaleError,
     TemporaryError,
     TimedOutError,
@@ -37,9 +37,6 @@ from storaged_conn.system.probe import Verdict
 FREE: Final = frozenset({"read-only", "stale", "version"})
 """The options with which a mount that somebody else made may do: it agrees with the first and the
 last, and what is stale of others is left alone."""
-
-REFUSALS: Final = (NotOfferedError, AccessDeniedError, ProtocolError)
-"""What a server may say that has only just come up."""
 
 CONFIRMED: Final = 2
 """Times in a row that a mount must be stale to be believed, a second apart: it is also while a
@@ -179,7 +176,7 @@ class NfsDriver(MountDriver):
             try:
                 await knock(remote.server._replace(host=address), version)
                 await self._mount(target, place, address)
-            except REFUSALS as error:
+            except ServerSaysNoError as error:
                 if not self._health.is_settling(remote.server):
                     raise
                 raise TroubleError(f"{error} (the server has only just come up)") from None

@@ -110,10 +110,10 @@ def test_two_connections_that_fail_together_do_not_return_in_step() -> None:
 
 
 @pytest.mark.parametrize(("jitter", "seconds"), [(0, 300), (1, 600)])
-def test_a_wrong_password_is_tried_again_after_some_minutes(jitter: float, seconds: float) -> None:
+def test_what_was_refused_is_tried_again_after_some_minutes(jitter: float, seconds: float) -> None:
     machine = machine_in(State.CONNECTING, jitter=jitter)
     for now in (0, 1000, 2000):
-        assert machine.receive(ConnectRefused(costly=True), now) is None
+        assert machine.receive(ConnectRefused(), now) is None
         assert (machine.state, machine.deadline) == (State.FAILED, now + seconds)
         assert machine.receive(TimerExpired(), now + seconds) is Command.CONNECT
 
@@ -121,7 +121,7 @@ def test_a_wrong_password_is_tried_again_after_some_minutes(jitter: float, secon
 def test_what_a_server_does_not_offer_yet_is_asked_for_again_soon_and_then_seldom() -> None:
     machine, now, waits = machine_in(State.CONNECTING, jitter=1), 0.0, []
     for _ in range(12):
-        assert machine.receive(ConnectRefused(), now) is None
+        assert machine.receive(ConnectRefused(early=True), now) is None
         assert machine.state is State.FAILED
         assert machine.deadline is not None
         waits.append(machine.deadline - now)

@@ -66,8 +66,8 @@ MOVES: Final[Mapping[State, Mapping[Event, Move]]] = {
         Unwanted(): to(State.WITHDRAWING, holders=set()),
         OURS: to(State.CONNECTED, ours=True),
         ConnectFailed(): to(State.WAITING, deadline=NOW + 1, _failures=1),
-        ConnectRefused(): to(State.FAILED, deadline=NOW + 1, _failures=1),
-        ConnectRefused(costly=True): to(State.FAILED, deadline=NOW + 600, _failures=1),
+        ConnectRefused(): to(State.FAILED, deadline=NOW + 600, _failures=1),
+        ConnectRefused(early=True): to(State.FAILED, deadline=NOW + 1, _failures=1),
     },
     State.WITHDRAWING: {
         Wanted(): to(State.CONNECTING, holders={"a"}),
