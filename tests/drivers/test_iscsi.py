@@ -45,6 +45,8 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await soon(lambda: not children())
+    for _ in range(2):
+        await asyncio.sleep(0)  # what they held is closed in the turn after
 
 
 # coming
