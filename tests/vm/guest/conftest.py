@@ -26,6 +26,10 @@ STATE: Final = Path(os.environ["GUEST_STATE"])
 """Of guest/run, which reboots where there is a file `next`."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=100, help="of test_kills.py; by tens")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     for name in ("before_reboot", "after_reboot", "last"):
         config.addinivalue_line("markers", f"{name}: see tests/vm/guest/conftest.py")

@@ -34,9 +34,8 @@ from tests.vm.guest.units import SYSTEM_BUS, UNIT, show, start, tool
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-KILLS: Final = 100
-PARTS: Final = 10
-"""A test may take 180 s, and ten kills took 45 to 75 in an emulated machine."""
+PART: Final = 10
+"""Kills of one test: it may take 180 s, and ten took 45 to 75 in an emulated machine."""
 
 SEED: Final = 7
 
@@ -206,7 +205,11 @@ async def kill(service: Lives, chance: random.Random) -> str:
     return "serving" if served else "starting"
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "part" in metafunc.fixturenames:
+        metafunc.parametrize("part", range(metafunc.config.getoption("--kills") // PART))
+
+
 async def test_kill_9_loses_nothing_and_doubles_nothing(load: Load, part: int) -> None:
     chance = random.Random(SEED + part)
     say(f"seed {SEED + part}")
@@ -214,7 +217,7 @@ async def test_kill_9_loses_nothing_and_doubles_nothing(load: Load, part: int) -
     async with lives() as service:
         async with load.running():
             kills = []
-            for _ in range(KILLS // PARTS):
+            for _ in range(PART):
                 kills.append(await kill(service, chance))
                 load.check()
             await service.serves()
