@@ -133,7 +133,7 @@ def _read(name: str, value: Value) -> Value:
         return _read_uuid(str(value))
     elif name == "host-traddr":
         return _read_source(str(value))
-    elif name == "host-iface" and not _IFACE.fullmatch(str(value)):
+    elif name == "host-iface" and not (_IFACE.fullmatch(str(value)) and str(value).isprintable()):
         raise InvalidArgumentError("options: 'host-iface' is no name of an interface")
     return value
 

@@ -100,7 +100,7 @@ def check_nqn(nqn: str, what: str) -> None:
     Raises:
         InvalidArgumentError: it is not.
     """
-    if len(nqn.encode()) > MAX_NQN or not _NQN.fullmatch(nqn) or not nqn.isprintable():
+    if not nqn.isprintable() or len(nqn.encode()) > MAX_NQN or not _NQN.fullmatch(nqn):
         raise InvalidArgumentError(
             f"{what} must be an NQN, such as nqn.2014-08.org.example:name, of at most {MAX_NQN}"
             " bytes, without spaces, commas and slashes"
