@@ -38,9 +38,8 @@ LIMIT_EXCEEDED: Final = ERROR_PREFIX + "LimitExceeded"
 NOT_AUTHORIZED: Final = ERROR_PREFIX + "NotAuthorized"
 READ_ONLY: Final = "org.freedesktop.DBus.Error.PropertyReadOnly"
 
-SERVED: Final = 1.0
-"""Seconds, a deadline for what takes some milliseconds where nothing else runs. That it is less
-than the 0.1 of the issue Spine is measured by `python -m tests.bench fairness`."""
+SERVED: Final = 0.1
+"""Seconds within which others are served. Source: the issue Spine."""
 
 WATCHDOG: Final = 0.2
 """Seconds between two signs of life, asked for by twice that; systemd gives 30 s."""
