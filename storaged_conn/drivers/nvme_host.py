@@ -18,6 +18,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 from storaged_conn.core.model import Target
 from storaged_conn.errors import UnusableError
+from storaged_conn.system.nvme import read_line
 
 ETC: Final = Path("/etc")
 
@@ -51,11 +52,11 @@ def read_host(target: Target, etc: Path = ETC) -> Host:
         UnusableError: a file has something else.
     """
     given, id_given = target.option("host-nqn"), target.option("host-id")
-    written = _read(etc / "nvme/hostnqn")
+    written = read_line(etc / "nvme/hostnqn")
     nqn = str(given or written or _made(etc))
     if not _NQN.fullmatch(nqn) or not nqn.isprintable():
         raise UnusableError(f"{etc}/nvme/hostnqn has no NQN; see nvme-gen-hostnqn(1)")
-    own_id = _read(etc / "nvme/hostid") if not given and written else ""
+    own_id = read_line(etc / "nvme/hostid") if not given and written else ""
     return Host(nqn, str(id_given or _read_id(own_id, etc) or _id_of(nqn)))
 
 
@@ -74,13 +75,6 @@ def _id_of(nqn: str) -> str:
 
 
 def _made(etc: Path) -> str:
-    key = _read(etc / "machine-id").encode()
+    key = read_line(etc / "machine-id").encode()
     digest = hmac.digest(key, _SALT, hashlib.sha256)
     return f"{BY_UUID}{UUID(bytes=digest[:16], version=4)}"
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text().strip()
-    except (OSError, ValueError):
-        return ""

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from storaged_conn.system.nvme import Controller
+from storaged_conn.system.nvme import Controller, read_line
 
 REGISTRY: Final = Path("/run/nvme/registry")
 OWN: Final = "storaged-conn"
@@ -37,7 +37,7 @@ class Registry:
 
     def owner(self, controller: Controller) -> str:
         """Name who has claimed a controller, or nobody."""
-        owner = _read(self._top / controller.name / "owner")
+        owner = read_line(self._top / controller.name / "owner")
         return owner if owner != OWN or self.uri(controller) else ""
 
     def is_ours(self, controller: Controller) -> bool:
@@ -46,7 +46,7 @@ class Registry:
 
     def uri(self, controller: Controller) -> str:
         """Give what a controller of ours was connected for, or nothing."""
-        serial, _, uri = _read(self._top / controller.name / OWN).partition(" ")
+        serial, _, uri = read_line(self._top / controller.name / OWN).partition(" ")
         return uri if serial == str(controller.serial) else ""
 
     def claim(self, controller: Controller, uri: str) -> None:
@@ -65,8 +65,8 @@ class Registry:
         """
         with suppress(OSError):
             for entry in self._top.iterdir():
-                ours = _read(entry / "owner") == OWN
-                if ours and _read(entry / OWN).partition(" ")[0] != str(serial(entry.name)):
+                ours = read_line(entry / "owner") == OWN
+                if ours and read_line(entry / OWN).partition(" ")[0] != str(serial(entry.name)):
                     self._remove(entry.name)
 
     def _write(self, controller: Controller, uri: str) -> None:
@@ -78,7 +78,7 @@ class Registry:
             place.chmod(0o755)
             for name, text in (
                 ("owner", OWN),
-                ("seqnum", _read(SEQNUM)),
+                ("seqnum", read_line(SEQNUM)),
                 (OWN, f"{controller.serial} {uri}"),
             ):
                 (place / name).write_text(f"{text}\n")
@@ -94,10 +94,3 @@ class Registry:
         with suppress(FileNotFoundError):
             (self._top / name).rename(hidden)
         shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text().strip()
-    except (OSError, ValueError):
-        return ""

@@ -125,7 +125,7 @@ class Controllers:
 
     def read(self, controller: Controller, attribute: str) -> str:
         """Read an attribute, empty where there is none."""
-        return _read(self._class / controller.name / attribute)
+        return read_line(self._class / controller.name / attribute)
 
     def namespaces(self, controller: Controller) -> list[Namespace]:
         """List the block devices that it leads to, by their namespace ids.
@@ -156,10 +156,10 @@ class Controllers:
 
     def _read_new(self, name: str, serial: int) -> Controller:
         top = self._class / name
-        transport = _read(top / "transport")
-        fields = (part.partition("=")[::2] for part in _read(top / "address").split(","))
+        transport = read_line(top / "transport")
+        fields = (part.partition("=")[::2] for part in read_line(top / "address").split(","))
         address = {key.strip(): value for key, value in fields if value}
-        nqn, host_nqn = read_nqn(top), _read(top / "hostnqn")
+        nqn, host_nqn = read_nqn(top), read_line(top / "hostnqn")
         return Controller(name, serial, transport, address, nqn, host_nqn)
 
     def serial(self, name: str) -> int:
@@ -170,11 +170,11 @@ class Controllers:
             return 0
 
     def _place(self, name: str) -> list[int]:
-        nsid = _read(self.sys / "class/block" / name / "nsid")
+        nsid = read_line(self.sys / "class/block" / name / "nsid")
         return [int(digits) for digits in re.findall(r"[0-9]+", f"{nsid} {name}")]
 
     def _namespace(self, name: str) -> Namespace:
-        device = _read(self.sys / "class/block" / name / "dev")
+        device = read_line(self.sys / "class/block" / name / "dev")
         handled = (self._udev / f"b{device}").exists() or not self._control.exists()
         links = tuple(links_to(device, self._udev)) if device else ()
         return Namespace(name, device, links, bool(device) and handled)
@@ -186,11 +186,12 @@ def read_nqn(directory: Path) -> str:
     A controller is there before it has a subsystem; `(efault)` is what the kernel prints then.
     Source: drivers/nvme/host/sysfs.c, nvme_sysfs_show_subsysnqn; lib/vsprintf.c, check_pointer_msg.
     """
-    nqn = _read(directory / "subsysnqn")
+    nqn = read_line(directory / "subsysnqn")
     return nqn if nqn.startswith("nqn.") else ""
 
 
-def _read(file: Path) -> str:
+def read_line(file: Path) -> str:
+    """Read a file of one line, such as an attribute; empty where there is none, or no text."""
     try:
         return file.read_text().strip()
     except (OSError, ValueError):
